@@ -1,0 +1,55 @@
+# make help lists the targets. PYTHON names the interpreter that the virtual environment is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check slow gpu bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install dynabert with everything the tests need
+
+demo: install ## train and measure a small elastic model from nothing, in runs/demo
+	$(BIN)/dynabert demo --out runs/demo
+
+test: install check ## check, then the fast tests
+	$(BIN)/pytest -n 2 -q
+
+check: install ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+slow: install ## the tests that take longer
+	$(BIN)/pytest -q -m slow
+
+gpu: install ## the tests and benchmarks that need a CUDA device, where there is one
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/pytest -q -m gpu && $(MAKE) bench; \
+	else \
+		echo 'no GPU: torch.cuda.is_available() is false, so nothing was run'; \
+	fi
+
+bench: install ## every script of benchmarks/
+	@for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean: ## remove the environment and all caches; run folders stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that a build chosen by hand (CPU or CUDA) is there before anything asks for one.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "dynabert needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+			"name another: make install PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

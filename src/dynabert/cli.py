@@ -1,0 +1,319 @@
+"""The command line: one sub-command per verb. Each parses, calls, prints.
+
+Nothing heavy is imported before a command runs, so that help and mistakes answer at once. Results go to standard
+output, everything else to standard error; with --json standard output holds one object and nothing else.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from dynabert.errors import DynabertError, SettingError, StorageError
+
+if TYPE_CHECKING:
+    from dynabert.plan import Plan, Source
+    from dynabert.recipes import Stage
+    from dynabert.subnet import Subnet
+    from dynabert.sweep import LatencySettings, Sweep
+
+app = typer.Typer(
+    name="dynabert",
+    help="Train one BERT, run it at any size: choose the width and the depth of an encoder after training.",
+    epilog="Start with: dynabert demo --out runs/demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Run = Annotated[Path, typer.Argument(help="A run folder: the --out of a train command.", show_default=False)]
+SubnetName = Annotated[
+    str | None,
+    typer.Option("--subnet", help="A size by name: w0.5-d0.75, or h1-n0.5-d0.75 for heads and neurons apart."),
+]
+Width = Annotated[float | None, typer.Option("--width", help="Share of the heads and neurons, in (0, 1].")]
+Depth = Annotated[float | None, typer.Option("--depth", help="Share of the layers, in (0, 1].")]
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="Folder or hub name of a BERT, RoBERTa, XLM-R or CamemBERT.")],
+    out: Annotated[Path, typer.Option(help="Run folder: made, or gone on with if it is of the same run.")],
+    task: Annotated[str | None, typer.Option(help="cola sst2 mrpc stsb qqp mnli qnli rte wnli trec imdb.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the task's train and validation files.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Your own training rows: parquet, csv, tsv or jsonl.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Your own rows to report on.")] = None,
+    text: Annotated[str | None, typer.Option(help="Name of the text column.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Name of a second text column.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the label column; decimals make it a regression.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on a random part of this many rows.")] = None,
+    recipe: Annotated[str, typer.Option(help="default, paper or sandwich.")] = "default",
+    widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
+    depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
+    epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; the recipe says 3.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of each stage; the recipe says.")] = None,
+    finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
+    teacher_epochs: Annotated[
+        float | None, typer.Option(help="Epochs of fine-tuning the teacher; 0 for none; by default 3 without a head.")
+    ] = None,
+    teacher_lr: Annotated[float | None, typer.Option(help="Learning rate of that; 5e-5 by default.")] = None,
+    rewire: Annotated[bool, typer.Option(help="Put important heads and neurons first.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Tokens of a row at most.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    precision: Annotated[str, typer.Option(help="Of the matrix products: bf16 or fp32.")] = "bf16",
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Turn an encoder into a DynaBERT: teacher, rewiring, width stage, depth stage, and a table of all sizes.
+
+    Known task:  dynabert train --model bert-base-uncased --task sst2 --data DIR --out runs/sst2
+
+    Own data:    dynabert train --model ... --train train.csv --validation dev.csv --text text --label label --out mine
+
+    Interrupted? Run the same command again: it goes on from the last checkpoint.
+    """
+    from dynabert.distill import Training
+    from dynabert.plan import Plan, Source
+    from dynabert.recipes import recipe_of
+    from dynabert.subnet import SubnetGrid
+
+    source = Source(task, data, train, validation, text, text_pair, label, limit)
+    plan = Plan(
+        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune),
+        grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
+        training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
+        rewired=rewire,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+    plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
+    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency))
+
+
+@app.command()
+def measure(
+    run: Run,
+    subnet: SubnetName = None,
+    width: Width = None,
+    depth: Depth = None,
+    batch: Annotated[int, typer.Option(help="Sequences in one timed call.")] = 1,
+    seq: Annotated[int, typer.Option(help="Tokens of each; FLOPs are counted at this length too.")] = 128,
+    dtype: Annotated[str, typer.Option(help="Of the timed model: fp32 or bf16.")] = "fp32",
+    engine: Annotated[str, typer.Option(help="What runs the timed model: torch.")] = "torch",
+    repeats: Annotated[int, typer.Option(help="Timed calls of each size, interleaved; the median counts.")] = 20,
+    latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure every size of a run on the validation rows: metric, parameters, FLOPs, agreement, latency.
+
+    Without --subnet, --width and --depth the whole grid, and RUN/sweep.json is written anew.
+    """
+    from dynabert.progress import progress_bars
+    from dynabert.run import measure_run
+    from dynabert.sweep import LatencySettings
+
+    chosen = None if (subnet, width, depth) == (None, None, None) else (_subnet(subnet, width, depth),)
+    settings = LatencySettings(batch, seq, repeats, dtype, engine) if latency else None
+    with progress_bars() as bars:
+        sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring)
+    _print_sweep(sweep, as_json=as_json)
+
+
+@app.command()
+def pick(
+    run: Run,
+    max_params: Annotated[float | None, typer.Option(help="Parameters at most, for instance 12e6.")] = None,
+    max_flops: Annotated[float | None, typer.Option(help="FLOPs of one sequence at most.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds at most, as the sweep measured.")] = None,
+    min_metric: Annotated[float | None, typer.Option(help="Main metric at least.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the best size within a budget, from the measured ones; the cheapest of equally good ones."""
+    from dynabert.run import load_sweep
+
+    row = load_sweep(run).pick(
+        max_params=max_params, max_flops=max_flops, max_latency_ms=max_latency_ms, min_metric=min_metric
+    )
+    if as_json:
+        _print_json(asdict(row))
+    else:
+        cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {row.cost.flops / 1e9:.2f} GFLOPs"
+        typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers} of {row.of_layers} layers, {cost}")
+        typer.echo(f"cut it out: dynabert extract {run} --subnet {row.subnet} --out small/")
+
+
+@app.command()
+def extract(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder of the small model; replaced if there is a model in it.")],
+    subnet: SubnetName = None,
+    width: Width = None,
+    depth: Depth = None,
+    as_json: Json = False,
+) -> None:
+    """Cut one size out of a run: a small Hugging Face folder that works on its own."""
+    from dynabert.run import extract_run
+
+    chosen = _subnet(subnet, width, depth)
+    cut = extract_run(run, chosen, out)
+    if as_json:
+        _print_json({"subnet": chosen.name, **asdict(cut), "folder": str(cut.folder)})
+    else:
+        typer.echo(f"{chosen.name}: {cut.n_params / 1e6:.2f} M parameters in {cut.folder}")
+        typer.echo(f"loads with {cut.loads_with}")
+        typer.echo(f'try it: dynabert predict {cut.folder} "some text"')
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Model folder, for instance an extracted one.", show_default=False)],
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, or one file of them; a pair is separated by a tab. - or none: stdin."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a model makes of a text, of a file, or of standard input: one text, or tab-separated pair, a line."""
+    from dynabert.predict import predict_lines
+
+    predictions = predict_lines(model, _lines(text or ["-"]))
+    if as_json:
+        _print_json({"predictions": [asdict(prediction) for prediction in predictions]})
+        return
+    for prediction in predictions:
+        label = "" if prediction.label is None else f"{prediction.label}\t"
+        typer.echo(f"{label}{prediction.score:.4f}\t{prediction.text}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; its corpus and encoder are made beside it.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job with no download: a corpus and a small BERT made on the spot, then the same path as train."""
+    from dynabert.demo import prepare
+
+    model, source, plan = prepare(out, seed=seed)
+    _train(str(model), source, out, plan, as_json=as_json, latency=_latency(True))
+
+
+def _train(
+    model: str,
+    source: "Source",
+    out: Path,
+    plan: "Plan",
+    *,
+    as_json: bool,
+    latency: "LatencySettings | None",
+) -> None:
+    from dynabert import run
+    from dynabert.progress import progress_bars
+
+    with progress_bars() as bars:
+        sweep = run.train(model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring)
+    _print_sweep(sweep, as_json=as_json)
+    if not as_json:
+        typer.echo(
+            f"\nwritten to {out}: elastic/ (all sizes in one model), teacher/, {run.SWEEP_FILE}, {run.METRICS_FILE}"
+        )
+        typer.echo(f"next: dynabert pick {out} --max-params 12e6")
+
+
+def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['auto'] | None":
+    from dynabert.recipes import TEACHER
+
+    if epochs is None and lr is None:
+        return "auto"
+    if epochs == 0:
+        return None
+    return replace(TEACHER, epochs=TEACHER.epochs if epochs is None else epochs, lr=TEACHER.lr if lr is None else lr)
+
+
+def _latency(wanted: bool) -> "LatencySettings | None":
+    from dynabert.sweep import LatencySettings
+
+    return LatencySettings() if wanted else None
+
+
+def _subnet(name: str | None, width: float | None, depth: float | None) -> "Subnet":
+    from dynabert.subnet import Subnet
+
+    if name is None and width is None and depth is None:
+        raise SettingError("no size given; use --subnet w0.5-d0.75, or --width 0.5 --depth 0.75")
+    if name is not None and (width is not None or depth is not None):
+        raise SettingError("give --subnet, or --width and --depth, not both")
+    if name is not None:
+        return Subnet.parse(name)
+    return Subnet(1.0 if width is None else width, 1.0 if depth is None else depth)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise SettingError(f"--{option} {text!r} is not a list of numbers; write it like 1,0.75,0.5") from None
+
+
+def _lines(texts: list[str]) -> Iterator[str]:
+    if texts == ["-"]:
+        yield from sys.stdin
+    elif len(texts) == 1 and Path(texts[0]).is_file():
+        try:
+            with Path(texts[0]).open(encoding="utf-8") as file:
+                yield from file
+        except UnicodeDecodeError as error:
+            raise SettingError(f"{texts[0]} is not UTF-8 text ({error.reason}); convert it first") from error
+    else:
+        yield from texts
+
+
+def _print_sweep(sweep: "Sweep", *, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(sweep))
+    else:
+        typer.echo(sweep.table())
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo("dynabert: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Run the command line. A user's mistake is one line: exit code 2 for settings, 3 for data and models, 74 for I/O."""
+    logging.basicConfig(format="dynabert: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        code = app(standalone_mode=False)
+    except DynabertError as error:
+        _fail(str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or ''}", StorageError.exit_code)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()}; see dynabert --help", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""ElasticModel: one encoder whose width and depth are chosen afterwards.
+
+`elastic.at(subnet)` returns a *view*: an ordinary module of the same Hugging Face class, with a real, short layer list
+and linears that slice **shared Parameters**. Nothing is ever switched, so threads, hooks, compilers and exporters see a
+plain module, and the gradients of every view land in the one set of Parameters. `elastic.extract(subnet)` copies what a
+view slices into a small dense model. Both go through `leading`, the only place that says which part of a weight is
+active.
+
+What the neural-architecture-search literature calls a super-network is `ElasticModel`, its sub-network is `Subnet`.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.families import Family, Projection, Unit, family_of
+from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid, kept_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ELASTIC_FILE = "elastic.json"
+FORMAT_VERSION = 1
+
+
+def leading(tensor: Tensor, size: int, dim: int, parts: int = 1) -> Tensor:
+    """The leftmost `size` entries along an axis, in each of `parts` equal blocks of it.
+
+    :param tensor: any tensor.
+    :param size: entries kept in each block.
+    :param dim: the axis.
+    :param parts: blocks stacked along that axis: 1 for a plain weight, 3 for fused query-key-value, 2 for gated inputs.
+    :return: a view of the tensor where `parts` is 1; otherwise the kept entries of the blocks, block after block.
+    """
+    if parts == 1:
+        return tensor.narrow(dim, 0, size)
+    return tensor.unflatten(dim, (parts, -1)).narrow(dim + 1, 0, size).flatten(dim, dim + 1)
+
+
+class ElasticLinear(nn.Module):
+    """A linear map that uses the leading part of shared Parameters of a larger one.
+
+    :param weight: the full weight, shape (out, in); shared, never copied.
+    :param bias: the full bias, shape (out,), or None.
+    :param n_out: outputs kept, in each of the `parts` blocks.
+    :param n_in: inputs kept.
+    :param parts: blocks stacked along the outputs, see `leading`.
+    """
+
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, *, n_out: int, n_in: int, parts: int = 1
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.n_out, self.n_in, self.parts = n_out, n_in, parts
+
+    def active(self, weight: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The active part of the shared weight (n_out * parts, n_in) and bias (n_out * parts,).
+
+        :param weight: another tensor laid out as the weight, to take the same part of; the weight itself if None.
+        :param bias: likewise.
+        """
+        weight = self.weight if weight is None else weight
+        bias = self.bias if bias is None else bias
+        part = leading(leading(weight, self.n_out, 0, self.parts), self.n_in, 1)
+        return part, None if bias is None else leading(bias, self.n_out, 0, self.parts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (..., n_in) to (..., n_out * parts)."""
+        return F.linear(features, *self.active())
+
+    def extra_repr(self) -> str:
+        """The active sizes out of the full ones."""
+        full_out, full_in = self.weight.shape
+        return f"{self.n_in}/{full_in} -> {self.n_out * self.parts}/{full_out}"
+
+
+LinearFactory = Callable[..., nn.Module]
+"""Makes the module that stands for a cut linear: called like `ElasticLinear`."""
+
+
+def layers_of(model: "PreTrainedModel", family: Family) -> nn.ModuleList:
+    """The encoder's layer list of any model of a family, with or without a task head."""
+    return cast(nn.ModuleList, model.base_model.get_submodule(family.layers))
+
+
+def share(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A copy of a model's modules around the very same Parameters and buffers: no weight is copied."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def make_view(
+    model: "PreTrainedModel",
+    family: Family,
+    slices: tuple[LayerSlice, ...],
+    *,
+    shape: EncoderShape,
+    linear: LinearFactory = ElasticLinear,
+) -> "PreTrainedModel":
+    """A module of the model's own class that executes some layers, with the leading heads and neurons of each.
+
+    :param model: the full model, left as it is.
+    :param family: its row of the families table.
+    :param slices: what to keep.
+    :param shape: sizes of the full encoder.
+    :param linear: makes each cut linear.
+    :return: a view that shares every Parameter and buffer of the model.
+    """
+    view = share(model)
+    full = layers_of(view, family)
+    layers = nn.ModuleList(full[part.layer] for part in slices)
+    for layer, part in zip(layers, slices, strict=True):
+        for projection in family.projections:
+            source = cast(nn.Linear, layer.get_submodule(projection.path))
+            n_out, n_in = _active_sizes(source, projection, part, shape)
+            cut = linear(source.weight, source.bias, n_out=n_out, n_in=n_in, parts=projection.parts)
+            layer.set_submodule(projection.path, cut)
+    view.base_model.set_submodule(family.layers, layers)
+    view.config.num_hidden_layers = len(slices)
+    return view
+
+
+def _active_sizes(source: nn.Linear, projection: Projection, part: LayerSlice, shape: EncoderShape) -> tuple[int, int]:
+    sizes: dict[Unit, int] = {"heads": part.n_heads * shape.head_dim, "neurons": part.n_neurons}
+    n_out = sizes[projection.rows] if projection.rows else source.out_features // projection.parts
+    n_in = sizes[projection.columns] if projection.columns else source.in_features
+    return n_out, n_in
+
+
+def count_params(model: nn.Module) -> int:
+    """Parameters that a model or view really uses: of a cut linear only its active part, shared ones once."""
+    counted: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, ElasticLinear):
+            weight, bias = module.active()
+            counted[id(module.weight)] = weight.numel()
+            if module.bias is not None and bias is not None:
+                counted[id(module.bias)] = bias.numel()
+    for parameter in model.parameters():
+        counted.setdefault(id(parameter), parameter.numel())
+    return sum(counted.values())
+
+
+class ElasticModel:
+    """A Hugging Face encoder of which every Subnet can be used, trained and extracted.
+
+    :param model: a model of a known family, base or with a task head; used as it is, never copied.
+    :param grid: the Subnets that training covers. Any other Subnet can be asked for as well.
+    :param depth_rule: how a depth becomes layers, see `dynabert.subnet.DEPTH_RULES`.
+    :param kept: layers of given depths, by depth; overrides the rule. Saved models carry it, so that a saved ``d0.75``
+        never changes meaning.
+    :raises SettingError: an unknown family, or a grid in which two Subnets are the same network.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        grid: SubnetGrid | None = None,
+        *,
+        depth_rule: DepthRule = "paper",
+        kept: Mapping[float, tuple[int, ...]] | None = None,
+    ) -> None:
+        self.model = model
+        self.family = family_of(model.config.model_type)
+        self.shape = self.family.shape(model.config)
+        self.grid = grid or SubnetGrid()
+        self.grid.check(self.shape, depth_rule)
+        self.depth_rule: DepthRule = depth_rule
+        self._kept = {depth: kept_layers(depth, self.shape.n_layers, depth_rule) for depth in self.grid.depths}
+        self._kept.update(kept or {})
+        self._views: dict[Subnet, PreTrainedModel] = {}
+        self._lock = Lock()
+
+    def slices(self, subnet: Subnet) -> tuple[LayerSlice, ...]:
+        """What a Subnet keeps of this encoder, one slice for each executed layer."""
+        if subnet.layers is None and subnet.depth in self._kept:
+            n_heads, n_neurons = subnet.counts(self.shape)
+            return tuple(LayerSlice(layer, n_heads, n_neurons) for layer in self._kept[subnet.depth])
+        return subnet.slices(self.shape, self.depth_rule)
+
+    def at(self, subnet: Subnet) -> "PreTrainedModel":
+        """The view of a Subnet: a plain module of the model's class that shares its weights. Cached; thread-safe.
+
+        Its layers, hidden states and attentions are those of the Subnet: (batch, seq, hidden) for each kept layer, and
+        (batch, heads kept, seq, seq). It starts in the model's own mode (training or not) and keeps its own from then on.
+
+        :raises SettingError: a Subnet of layers that this encoder does not have.
+        """
+        with self._lock:
+            if subnet not in self._views:
+                self._views[subnet] = make_view(self.model, self.family, self.slices(subnet), shape=self.shape)
+            return self._views[subnet]
+
+    def extract(self, subnet: Subnet) -> "PreTrainedModel":
+        """A small dense model with its own weights, equal to the view of a Subnet.
+
+        Where all heads are kept it is a stock Hugging Face model. With fewer heads its class is the family's narrow one
+        from `dynabert.modeling`, which loads with `dynabert.load`, with `Auto*` after ``import dynabert``, and with
+        ``trust_remote_code=True`` where dynabert is not installed.
+
+        :raises SettingError: a Subnet that this encoder does not have.
+        """
+        from dynabert.modeling import small_model
+
+        view = self.at(subnet)
+        return small_model(
+            view, active_state(view), slices=self.slices(subnet), shape=self.shape, subnet_name=subnet.name
+        )
+
+    def copy(self) -> "ElasticModel":
+        """An independent copy, weights included: a teacher that stays as it is while this one trains."""
+        return ElasticModel(copy.deepcopy(self.model), self.grid, depth_rule=self.depth_rule, kept=self._kept)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model, in place. Views taken before are void: take them again with `at`."""
+        with self._lock:
+            self.model.to(device)  # type: ignore[arg-type]
+            self._views.clear()
+
+    def description(self) -> dict[str, object]:
+        """What `elastic.json` holds: the format's version, the grid, the depth rule and the layers of each depth."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "widths": list(self.grid.widths),
+            "depths": list(self.grid.depths),
+            "depth_rule": self.depth_rule,
+            "layers": {repr(depth): list(layers) for depth, layers in self._kept.items()},
+        }
+
+    def save_pretrained(self, folder: str | Path, *, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
+        """Save to a Hugging Face folder of the full size, plus `elastic.json`.
+
+        Rewiring is a permutation, so stock `from_pretrained` loads the full network from it. The folder appears whole or
+        not at all.
+
+        :param folder: where to; an earlier one is replaced.
+        :param tokenizer: saved beside the model if given.
+        """
+        from dynabert.loading import save_model
+
+        text = json.dumps(self.description(), indent=2)
+        save_model(self.model, Path(folder), tokenizer=tokenizer, extra_files={ELASTIC_FILE: text})
+
+    def push_to_hub(
+        self, repo_id: str, *, tokenizer: "PreTrainedTokenizerBase | None" = None, private: bool | None = None
+    ) -> None:
+        """Upload to a model repository of the Hugging Face hub, as `save_pretrained` writes it."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model", tokenizer=tokenizer)
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, grid: SubnetGrid | None = None) -> "ElasticModel":
+        """Load a saved elastic model, or make any checkpoint of a known family elastic.
+
+        :param folder: a folder, or the name of a repository on the hub. Nothing that lies in it is executed.
+        :param grid: the Subnets to cover; by default those in `elastic.json`, or the default grid without that file.
+        :raises ModelFileError: a folder that is missing, damaged, or written by a later version.
+        """
+        from dynabert.loading import load
+        from dynabert.model_files import resolve
+
+        path = resolve(folder)
+        model = load(path)
+        description = path / ELASTIC_FILE
+        if not description.exists():
+            return cls(model, grid)
+        saved_grid, depth_rule, kept = parse_description(description)
+        return cls(model, grid or saved_grid, depth_rule=depth_rule, kept=kept)
+
+
+def parse_description(path: Path) -> tuple[SubnetGrid, DepthRule, dict[float, tuple[int, ...]]]:
+    """Read an `elastic.json`: its grid, depth rule, and the layers of each depth.
+
+    :raises ModelFileError: not such a file, or one of a later format.
+    """
+    from dynabert.files import read_json
+
+    saved = read_json(path)
+    try:
+        version = saved["format_version"]
+        if version != FORMAT_VERSION:
+            raise ModelFileError(f"{path} has format {version}; this version reads {FORMAT_VERSION}: update dynabert")
+        grid = SubnetGrid(tuple(saved["widths"]), tuple(saved["depths"]))
+        kept = {float(depth): tuple(int(layer) for layer in layers) for depth, layers in saved["layers"].items()}
+        return grid, saved["depth_rule"], kept
+    except (KeyError, TypeError, AttributeError, SettingError) as error:
+        raise ModelFileError(
+            f"{path} is not a description of an elastic model ({error}); save the model again"
+        ) from error
+
+
+def active_state(view: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the small dense model that a view stands for: own copies, cut linears at their active size."""
+    state = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
+    for name, module in view.named_modules():
+        if isinstance(module, ElasticLinear):
+            weight, bias = module.active()
+            state[f"{name}.weight"] = weight.detach().clone(memory_format=torch.contiguous_format)
+            if bias is not None:
+                state[f"{name}.bias"] = bias.detach().clone()
+    return state

@@ -1,0 +1,57 @@
+"""The exceptions a user can meet, and the exit code each one gives the command line.
+
+Every message is one line: the value that was wrong, what is allowed, and what to do next.
+"""
+
+
+class DynabertError(ValueError):
+    """Base of all errors that a user can cause or mend. Its subclasses differ only in the exit code."""
+
+    exit_code = 2
+
+
+class SettingError(DynabertError):
+    """A setting, option or name is wrong: unknown value, out of range, or in conflict with another (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(DynabertError):
+    """A data file or data set cannot be used: missing column, unknown label, no rows (exit code 3)."""
+
+    exit_code = 3
+
+
+class ModelFileError(DynabertError):
+    """A model, checkpoint or run folder cannot be used: missing, truncated, corrupt, or of an unknown kind (exit 3)."""
+
+    exit_code = 3
+
+
+class NonFiniteError(DynabertError):
+    """Training met NaN or infinity and stopped before anything was saved (exit code 3)."""
+
+    exit_code = 3
+
+
+class StorageError(DynabertError):
+    """Reading or writing failed after the retries: disk full, no permission, I/O error (exit code 74, EX_IOERR)."""
+
+    exit_code = 74
+
+
+def one_of(what: str, value: object, allowed: object, *, hint: str = "") -> str:
+    """The line for a value outside a closed set, with a did-you-mean where one name is close.
+
+    :param what: what the value is, for instance ``"task"``.
+    :param value: the value as the user gave it.
+    :param allowed: the names that are allowed, in the order to list them.
+    :param hint: the next step, a sentence; empty for none.
+    :return: one line for an exception's message.
+    """
+    from difflib import get_close_matches
+
+    names = [str(name) for name in allowed]  # type: ignore[attr-defined]
+    close = get_close_matches(str(value), names, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {what} {value!r}{guess}; known: {', '.join(names)}" + (f". {hint}" if hint else "")

@@ -1,0 +1,372 @@
+"""Measuring Subnets: quality on labelled rows, parameters, FLOPs, and latency on this machine.
+
+The results (`Sweep`, `Measurement`) are plain values from `dynabert.sweep`; they are named here too.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from dynabert.batches import Batch
+from dynabert.elastic import ElasticModel, count_params
+from dynabert.errors import DataError, SettingError, one_of
+from dynabert.modeling import loads_with
+from dynabert.precision import PRECISIONS, TrainingViews
+from dynabert.statistics import ROW_METRICS, bootstrap_interval
+from dynabert.subnet import Subnet, encoder_flops
+from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep
+from dynabert.tasks import Task, metric_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dynabert.distill import Evaluate
+    from dynabert.recipes import Stage
+
+__all__ = [
+    "Context",
+    "Cost",
+    "LatencySettings",
+    "Machine",
+    "Measurement",
+    "Progress",
+    "Quality",
+    "Sweep",
+    "labels_of",
+    "latencies",
+    "measure",
+    "predict",
+    "selection_score",
+]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on (``"predict"`` or ``"latency"``), how much of it is done, and how much there is."""
+
+DEFAULT_LATENCY = LatencySettings()
+_DTYPES = {name: dtype or torch.float32 for name, dtype in PRECISIONS.items()}
+
+
+def predict(view: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
+    """The logits of a model or view on some rows.
+
+    :param view: with a task head. It runs in eval mode, and is left in the mode it was in.
+    :param batches: each row once, as `dynabert.batches.Batches` without shuffle gives them.
+    :return: float32, shape (rows, n_labels), in the order of ascending row ids.
+    :raises SettingError: a model without a task head.
+    :raises DataError: no rows.
+    """
+    device = next(view.parameters()).device
+    was_training = view.training
+    view.eval()
+    logits: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                output = view(**batch.to(device).inputs)
+                if "logits" not in output:
+                    raise SettingError(
+                        f"{type(view).__name__} has no task head; load it with one, for instance by n_labels"
+                    )
+                logits.append(output.logits.float().cpu().numpy())
+                ids.append(batch.ids.cpu().numpy())
+    finally:
+        if was_training:
+            view.train()
+    return _by_id(logits, ids)
+
+
+def labels_of(batches: Iterable[Batch]) -> np.ndarray:
+    """The labels of some rows, in the order of `predict`.
+
+    :return: shape (rows,): int64 class numbers, or float32 scores.
+    :raises SettingError: rows without labels.
+    :raises DataError: no rows.
+    """
+    labels: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    for batch in batches:
+        if batch.labels is None:
+            raise SettingError("these rows have no labels, so nothing can be measured on them; give rows with labels")
+        labels.append(batch.labels.cpu().numpy())
+        ids.append(batch.ids.cpu().numpy())
+    return _by_id(labels, ids)
+
+
+def _by_id(parts: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> np.ndarray:
+    if not parts:
+        raise DataError("there are no rows to measure on; check the data files")
+    return np.concatenate(parts)[np.argsort(np.concatenate(ids), kind="stable")]
+
+
+def measure(
+    elastic: ElasticModel,
+    batches: Iterable[Batch],
+    *,
+    task: Task,
+    subnets: Iterable[Subnet] | None = None,
+    reference: np.ndarray | None = None,
+    latency: LatencySettings | None = DEFAULT_LATENCY,
+    precision: str = "fp32",
+    fingerprint: str | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Measure Subnets of a network: how good they are, what they cost, how fast they are here.
+
+    :param elastic: the network, with the head of the task.
+    :param batches: each row once, with labels.
+    :param task: says how predictions are judged.
+    :param subnets: which; by default the grid.
+    :param reference: logits of the network to compare with, the teacher for instance, shape (rows, n_labels), in the
+        order of `predict`; by default those of this network at full size.
+    :param latency: how to measure it, see `latencies`; None leaves it out.
+    :param precision: of the predictions, ``fp32``, or ``bf16`` where the processor is fast at that.
+    :param fingerprint: says what was measured; by default made from the weights, the layers and the rows.
+    :param progress: told how far it is.
+    :return: one row for each Subnet, in their order.
+    :raises SettingError: rows without labels, no Subnets, a Subnet that the network does not have, a model without a
+        task head, an unknown precision, or a latency length that the model cannot take.
+    :raises DataError: no rows, or logits that do not fit the task.
+    :raises NonFiniteError: NaN or infinity among the logits.
+    """
+    _check_precision(precision)
+    chosen = list(elastic.grid if subnets is None else subnets)
+    rows = tuple(batches)
+    labels = labels_of(rows)
+    if latency is not None:
+        _random_inputs(elastic.model, latency)  # what cannot be measured is said before the predictions are made
+    view_of = _views(elastic, precision)
+    compared = predict(view_of(Subnet()), rows) if reference is None else reference
+    reference_metric = _main(metric_of(task, labels, compared))
+    qualities = []
+    for done, subnet in enumerate(chosen):
+        _tell(progress, "predict", done, len(chosen))
+        known = reference is None and subnet == Subnet()
+        logits = compared if known else predict(view_of(subnet), rows)
+        qualities.append(_quality(task, labels, logits, compared, reference_metric))
+    _tell(progress, "predict", len(chosen), len(chosen))
+    times = latencies(elastic, chosen, settings=latency, progress=progress) if latency is not None else {}
+    context = Context(
+        task=task.name,
+        metric=task.primary_metric,
+        n_rows=len(labels),
+        reference=reference_metric,
+        precision=precision,
+        latency=latency,
+        machine=_machine(elastic.model.device),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint=fingerprint or _fingerprint(elastic, chosen, rows),
+    )
+    return Sweep(
+        tuple(
+            _measurement(elastic, subnet, quality, times.get(subnet), context.seq_len)
+            for subnet, quality in zip(chosen, qualities, strict=True)
+        ),
+        context,
+    )
+
+
+def selection_score(batches: Iterable[Batch], task: Task, *, precision: str = "bf16") -> "Evaluate":
+    """The score by which training chooses weights: the mean of the main metric over the Subnets of a stage.
+
+    :param batches: held-out rows, each once, with labels; read once and kept.
+    :param task: says how predictions are judged.
+    :param precision: of the matrix products.
+    :return: a function of an `ElasticModel` and a `Stage`, for `dynabert.distill`.
+    :raises SettingError: rows without labels, or an unknown precision.
+    """
+    _check_precision(precision)
+    rows = tuple(batches)
+    labels = labels_of(rows)
+
+    def evaluate(elastic: ElasticModel, stage: "Stage") -> float:
+        view_of = _views(elastic, precision)
+        predicted = (predict(view_of(subnet), rows) for subnet in stage.grid(elastic.grid))
+        return float(np.mean([_main(metric_of(task, labels, logits)) for logits in predicted]))
+
+    return evaluate
+
+
+def latencies(
+    elastic: ElasticModel,
+    subnets: Sequence[Subnet],
+    *,
+    settings: LatencySettings = DEFAULT_LATENCY,
+    progress: Progress | None = None,
+) -> dict[Subnet, float]:
+    """How long one call of each Subnet takes on this machine, extracted, with torch's current number of threads.
+
+    Random tokens without padding. The Subnets take turns in every repeat, so that a machine that slows down does so for
+    all, and each timed call follows an untimed one of the same model, as it would in a process that serves it. All the
+    small models are in memory together; they share one embedding table.
+
+    :param elastic: the network, on the device to measure on.
+    :param subnets: which.
+    :param settings: batch, length, data type and number of repeats.
+    :param progress: told how far it is.
+    :return: the median in milliseconds, by Subnet.
+    :raises SettingError: a length that the model cannot take.
+    """
+    inputs = _random_inputs(elastic.model, settings)
+    calls: dict[Subnet, Callable[[], object]] = {}
+    shared: nn.Module | None = None
+    for subnet in subnets:
+        small = elastic.extract(subnet).eval()
+        small.to(_DTYPES[settings.dtype])
+        if shared is None:
+            shared = small.get_input_embeddings()
+        small.set_input_embeddings(shared)
+        calls[subnet] = partial(small, **inputs)
+    finish = torch.cuda.synchronize if elastic.model.device.type == "cuda" else _nothing
+    with torch.inference_mode():
+        return interleaved_ms(calls, settings.repeats, finish=finish, progress=progress)
+
+
+def interleaved_ms(
+    calls: Mapping[Subnet, Callable[[], object]],
+    repeats: int,
+    *,
+    finish: Callable[[], None],
+    progress: Progress | None = None,
+) -> dict[Subnet, float]:
+    """The median time of each call, in milliseconds; they take turns in every repeat.
+
+    :param calls: what to time.
+    :param repeats: timed calls of each; an untimed one goes before each of them, and one round before all.
+    :param finish: waits until what a call started is done.
+    :param progress: told how far it is.
+    """
+    for call in calls.values():
+        call()
+    times: dict[Subnet, list[float]] = {subnet: [] for subnet in calls}
+    for repeat in range(repeats):
+        _tell(progress, "latency", repeat, repeats)
+        for subnet, call in calls.items():
+            call()
+            finish()
+            start = time.perf_counter()
+            call()
+            finish()
+            times[subnet].append(time.perf_counter() - start)
+    _tell(progress, "latency", repeats, repeats)
+    return {subnet: 1e3 * float(np.median(taken)) for subnet, taken in times.items()}
+
+
+def _random_inputs(model: "PreTrainedModel", settings: LatencySettings) -> dict[str, torch.Tensor]:
+    """Token ids and attention mask, (batch, seq) each, without the padding token."""
+    config, embeddings = model.config, model.base_model.get_submodule("embeddings")
+    table = cast(nn.Embedding, embeddings.get_submodule("position_embeddings"))
+    # In the families with a padding position, real tokens take the positions after it.
+    longest = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if settings.seq > longest:
+        raise SettingError(
+            f"latency at {settings.seq} tokens is too long for this model, which takes {longest}; lower seq"
+        )
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size - 1, (settings.batch, settings.seq), generator=random)
+    if config.pad_token_id is not None:
+        ids += ids >= config.pad_token_id
+    return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
+
+
+def _quality(
+    task: Task, labels: np.ndarray, logits: np.ndarray, compared: np.ndarray, reference_metric: float
+) -> Quality:
+    metrics = metric_of(task, labels, logits)
+    low, high = bootstrap_interval(ROW_METRICS[task.primary_metric], labels, logits)
+    if task.is_regression:
+        agreement = ROW_METRICS["pearson"](compared.reshape(-1), logits)
+    else:
+        agreement = float(np.mean(compared.argmax(axis=1) == logits.argmax(axis=1)))
+    kept = _main(metrics) / reference_metric if reference_metric > 0 else None
+    return Quality(metrics=metrics, metric_low=low, metric_high=high, kept=kept, agreement=agreement)
+
+
+def _measurement(
+    elastic: ElasticModel, subnet: Subnet, quality: Quality, latency_ms: float | None, seq_len: int
+) -> Measurement:
+    slices = elastic.slices(subnet)
+    return Measurement(
+        subnet=subnet.name,
+        n_layers=len(slices),
+        of_layers=elastic.shape.n_layers,
+        quality=quality,
+        cost=Cost(
+            n_params=count_params(elastic.at(subnet)),
+            flops=encoder_flops(elastic.shape, slices, seq_len),
+            latency_ms=latency_ms,
+        ),
+        loads_with=loads_with(elastic.shape, slices),
+    )
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise SettingError(one_of("precision", precision, PRECISIONS))
+
+
+def _views(elastic: ElasticModel, precision: str) -> "Callable[[Subnet], PreTrainedModel]":
+    """Views by Subnet. In bf16 the weights are copied here: it costs less than a batch, and the copy is never stale."""
+    return elastic.at if precision == "fp32" else TrainingViews(elastic, precision=precision).at
+
+
+def _main(metrics: Mapping[str, float]) -> float:
+    return next(iter(metrics.values()))
+
+
+def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(what, done, total)
+
+
+def _nothing() -> None:
+    """On a CPU a call is done when it returns."""
+
+
+def _machine(device: torch.device) -> Machine:
+    return Machine(
+        cpu=_cpu_name(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        n_threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        dynabert=version("dynabert"),
+    )
+
+
+def _cpu_name() -> str:
+    """The model name that Linux knows; elsewhere what Python says."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _fingerprint(elastic: ElasticModel, subnets: Sequence[Subnet], rows: Sequence[Batch]) -> str:
+    """16 hexadecimal digits that differ when a weight, a kept layer, an input or a label differs."""
+    digest = blake2b(digest_size=8)
+    for name, tensor in elastic.model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(_bytes(tensor))
+    digest.update(repr([(subnet.name, elastic.slices(subnet)) for subnet in subnets]).encode())
+    for batch in rows:
+        for tensor in (*batch.inputs.values(), batch.ids, batch.labels):
+            if tensor is not None:
+                digest.update(f"{tuple(tensor.shape)} ".encode())
+                digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

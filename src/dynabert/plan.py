@@ -1,0 +1,122 @@
+"""What a run is made of: where its rows come from, and everything that is done with them. Plain values.
+
+Two runs with the same fingerprint have the same result; it is what a run folder is recognised by.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dynabert.data import Roles, load_files, load_task
+from dynabert.distill import Training
+from dynabert.elastic import ElasticModel
+from dynabert.errors import SettingError
+from dynabert.recipes import RECIPES, Recipe, Stage
+from dynabert.subnet import DepthRule, SubnetGrid
+from dynabert.tasks import Task, task_of
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows come from: a known task, or your own files by column names.
+
+    :param task: a name in `dynabert.tasks.TASKS`; then `folder` says where its files are (None: the hub).
+    :param train: a file of your own, with `validation`, `text` (and `text_pair`) and `label`.
+    :param limit: train on a random part of that many rows.
+    """
+
+    task: str | None = None
+    folder: Path | None = None
+    train: Path | None = None
+    validation: Path | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        own = {"train": self.train, "validation": self.validation, "text": self.text, "label": self.label}
+        missing = [f"--{name}" for name, value in own.items() if value is None]
+        if self.task is not None and len(missing) < len(own):
+            raise SettingError("give a task, or files of your own (train, validation, text, label), not both")
+        if self.task is None and missing:
+            raise SettingError(f"own data also needs {', '.join(missing)}; or give a task, for instance --task sst2")
+
+    def load(self) -> tuple[Task, Roles]:
+        """The task and its rows by role."""
+        if self.task is not None:
+            task = task_of(self.task)
+            return task, load_task(task, self.folder, limit=self.limit)
+        assert self.train and self.validation and self.text and self.label, "checked on construction"
+        return load_files(
+            self.train, self.validation, text=self.text, text_pair=self.text_pair, label=self.label, limit=self.limit
+        )
+
+    def to_json(self) -> dict[str, str | int | None]:
+        """Plain values, paths absolute, so that the run can be measured from any folder."""
+        return {
+            name: str(value.expanduser().absolute()) if isinstance(value, Path) else value
+            for name, value in self.__dict__.items()
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Source":
+        """What `to_json` wrote."""
+        paths = ("folder", "train", "validation")
+        values: dict[str, Any] = {
+            name: Path(value) if value and name in paths else value for name, value in saved.items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run does, apart from its data and its encoder.
+
+    :param teacher: how the full network is fine-tuned; None takes the checkpoint as it is. ``auto`` fine-tunes it where
+        it has no head for the task yet.
+    :param rewired: whether heads and neurons are put in the order of their importance; False is for comparisons.
+    :param batch_size: rows of a step.
+    :param max_length: tokens of a row at most.
+    """
+
+    recipe: Recipe = RECIPES["default"]
+    grid: SubnetGrid = SubnetGrid()
+    teacher: Stage | Literal["auto"] | None = "auto"
+    training: Training = field(default_factory=Training)
+    depth_rule: DepthRule = "paper"
+    rewired: bool = True
+    batch_size: int = 32
+    max_length: int = 128
+
+
+def fingerprint(plan: Plan, task: Task, *, roles: Roles, elastic: ElasticModel) -> dict[str, Any]:
+    """What the result of a run depends on, by name: plain values for JSON.
+
+    :param elastic: the encoder that the run starts from; its weights are hashed.
+    """
+    weights = hashlib.sha256()
+    for name, tensor in sorted(elastic.model.state_dict().items()):
+        weights.update(name.encode() + tensor.contiguous().view(-1).numpy().tobytes())
+    training = {
+        name: value for name, value in asdict(plan.training).items() if name not in ("checkpoint_minutes", "log_every")
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": task.name,
+        "data": roles.fingerprint,
+        "model": weights.hexdigest()[:16],
+        "widths": list(plan.grid.widths),
+        "depths": list(plan.grid.depths),
+        "depth_rule": plan.depth_rule,
+        "rewired": plan.rewired,
+        "teacher": asdict(plan.teacher) if isinstance(plan.teacher, Stage) else None,
+        "recipe": asdict(plan.recipe),
+        "batch_size": plan.batch_size,
+        "max_length": plan.max_length,
+        **training,
+        "world_size": 1,
+    }

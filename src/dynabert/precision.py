@@ -1,0 +1,183 @@
+"""Views for training: matrix products in bf16, gradients added straight into the slices of fp32 masters.
+
+A plain slice costs a full-size gradient in the backward of every Subnet, and autocast casts every weight again in every
+forward. Here each step makes one low-precision copy of each weight, all views slice that copy, and the backward adds
+into the active part of the master's gradient. Norms, residual sums, embeddings, pooler and task head stay in fp32.
+"""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynabert.elastic import ElasticLinear, ElasticModel, make_view
+from dynabert.errors import SettingError, one_of
+from dynabert.subnet import Subnet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}
+"""Data types of the matrix products, by name. The weights that are trained are fp32 in every case."""
+
+
+class _AddingLinear(torch.autograd.Function):
+    """A linear map whose backward adds the weight's gradient into a slice of the master's, instead of returning it."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, master: Tensor, linear: "TrainingLinear") -> Tensor:  # noqa: ANN401
+        low = linear.low_weight
+        weight, bias = linear.active(low, linear.low_bias)
+        inputs = features.to(weight.dtype)
+        ctx.save_for_backward(inputs)
+        ctx.linear, ctx.weight, ctx.input_dtype = linear, weight, features.dtype
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # noqa: ANN401
+        (inputs,) = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        ctx.linear.add_gradient(rows, inputs.flatten(0, -2))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return (grad @ ctx.weight).to(ctx.input_dtype), None, None
+
+
+class TrainingLinear(ElasticLinear):
+    """An `ElasticLinear` that multiplies a low-precision copy and adds its gradient into the master's slice.
+
+    :param low_weight: copy of the full weight in the low precision, or None to multiply the master itself.
+    :param low_bias: likewise.
+    """
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        *,
+        n_out: int,
+        n_in: int,
+        parts: int = 1,
+        low_weight: Tensor | None = None,
+        low_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, bias, n_out=n_out, n_in=n_in, parts=parts)
+        self.low_weight, self.low_bias = low_weight, low_bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (..., n_in) to (..., n_out * parts) in the low precision."""
+        return cast(Tensor, _AddingLinear.apply(features, self.weight, self))
+
+    def add_gradient(self, grad: Tensor, inputs: Tensor) -> None:
+        """Add the gradient of the active part into the masters' `.grad`.
+
+        :param grad: of the outputs, shape (rows, n_out * parts).
+        :param inputs: shape (rows, n_in).
+        """
+        if self.weight.requires_grad:
+            _add_leading(_gradient_of(self.weight), grad.T @ inputs, self.parts)
+        if self.bias is not None and self.bias.requires_grad:
+            _add_leading(_gradient_of(self.bias), grad.sum(0, dtype=torch.float32), self.parts)
+
+
+class _AddingEmbedding(torch.autograd.Function):
+    """A look-up whose backward adds into the rows that were used: a dense gradient is as large as the vocabulary."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: nn.Parameter, padding_idx: int | None) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(ids)
+        ctx.master, ctx.padding_idx = weight, padding_idx
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # noqa: ANN401
+        (ids,) = ctx.saved_tensors
+        rows, ids = grad.flatten(0, -2), ids.flatten()
+        if ctx.padding_idx is not None:
+            rows = rows.masked_fill((ids == ctx.padding_idx)[:, None], 0)
+        _gradient_of(ctx.master).index_add_(0, ids, rows)
+        return None, None, None
+
+
+class TrainingEmbedding(nn.Module):
+    """A look-up table that shares a Parameter and adds its gradient into the rows that were used."""
+
+    def __init__(self, source: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = source.weight
+        self.padding_idx = source.padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map token ids (batch, seq) to (batch, seq, hidden)."""
+        if not self.weight.requires_grad:
+            return F.embedding(ids, self.weight)
+        return cast(Tensor, _AddingEmbedding.apply(ids, self.weight, self.padding_idx))
+
+
+def _gradient_of(master: nn.Parameter) -> Tensor:
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad
+
+
+def _add_leading(total: Tensor, part: Tensor, parts: int) -> None:
+    """Add a part's gradient to where `leading` took the part from: the leading rows of every block, leading columns."""
+    blocks = total.unflatten(0, (parts, -1))
+    part = part.unflatten(0, (parts, -1))
+    blocks[tuple(slice(size) for size in part.shape)].add_(part)
+
+
+class TrainingViews:
+    """The views of an `ElasticModel` that a training loop uses. Call `refresh` after each change of the weights.
+
+    :param elastic: holds the fp32 masters; its Parameters get the gradients.
+    :param precision: a name in `PRECISIONS`.
+    :raises SettingError: an unknown precision.
+    """
+
+    def __init__(self, elastic: ElasticModel, *, precision: str = "bf16") -> None:
+        if precision not in PRECISIONS:
+            raise SettingError(one_of("precision", precision, PRECISIONS))
+        self.elastic = elastic
+        self._views: dict[Subnet, PreTrainedModel] = {}
+        self._low: dict[int, Tensor] = {}
+        self._masters: list[Tensor] = []
+        dtype = PRECISIONS[precision]
+        if dtype is not None:
+            self._copy_weights(dtype)
+
+    def _copy_weights(self, dtype: torch.dtype) -> None:
+        full = make_view(
+            self.elastic.model, self.elastic.family, self.elastic.slices(Subnet()), shape=self.elastic.shape
+        )
+        for module in full.modules():
+            if isinstance(module, ElasticLinear):
+                for master in (module.weight, module.bias):
+                    if master is not None and id(master) not in self._low:
+                        self._low[id(master)] = master.detach().to(dtype)
+                        self._masters.append(master.detach())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the masters into the low-precision weights: once a step, after the optimizer."""
+        if self._masters:
+            torch._foreach_copy_(list(self._low.values()), self._masters)
+
+    def at(self, subnet: Subnet) -> "PreTrainedModel":
+        """The training view of a Subnet, cached. Set its mode with `.train()` or `.eval()` before use."""
+        if subnet not in self._views:
+            elastic = self.elastic
+            view = make_view(
+                elastic.model, elastic.family, elastic.slices(subnet), shape=elastic.shape, linear=self._linear
+            )
+            tables = [(name, table) for name, table in view.named_modules() if isinstance(table, nn.Embedding)]
+            for name, table in tables:
+                view.set_submodule(name, TrainingEmbedding(table))
+            self._views[subnet] = view
+        return self._views[subnet]
+
+    def _linear(self, weight: nn.Parameter, bias: nn.Parameter | None, **sizes: int) -> TrainingLinear:
+        low_weight = self._low.get(id(weight))
+        low_bias = None if bias is None else self._low.get(id(bias))
+        return TrainingLinear(weight, bias, low_weight=low_weight, low_bias=low_bias, **sizes)

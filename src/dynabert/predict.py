@@ -1,0 +1,62 @@
+"""Texts in, labels out: what an extracted model, or any model folder of a known family, says of some lines."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dynabert.errors import DataError, ModelFileError
+from dynabert.loading import load, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one text.
+
+    :param text: as it was given; the two of a pair joined by a tab.
+    :param label: the name of the class; None for a regression.
+    :param score: probability of that class, or the score of a regression.
+    """
+
+    text: str
+    label: str | None
+    score: float
+
+
+def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int = 32) -> Iterator[Prediction]:
+    """Predict texts one by one, in their order, reading no further ahead than one batch.
+
+    :param folder: a model folder or hub name, with a tokenizer and a classification head.
+    :param lines: one text, or two separated by a tab, each; empty lines are left out.
+    :param batch_size: texts that are run together.
+    :raises ModelFileError: a model without a task head, or one that cannot be loaded.
+    :raises DataError: a line with more than two texts.
+    """
+    import torch
+
+    model, tokenizer = load(folder, head=None), load_tokenizer(folder)
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    if not hasattr(model, "classifier"):
+        raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
+    stream = (line.rstrip("\r\n") for line in lines)
+    texts = (line for line in stream if line.strip())
+    while chunk := list(islice(texts, batch_size)):
+        pairs = [_parts(line) for line in chunk]
+        columns = [[pair[i] if i < len(pair) else "" for pair in pairs] for i in range(max(map(len, pairs)))]
+        limit = min(512, tokenizer.model_max_length)
+        inputs = tokenizer(*columns, padding=True, truncation="longest_first", max_length=limit, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**inputs).logits
+        if logits.shape[-1] == 1:
+            yield from (Prediction(line, None, float(row[0])) for line, row in zip(chunk, logits, strict=True))
+            continue
+        best = logits.softmax(-1).max(-1)
+        labels = [names[int(index)] for index in best.indices]
+        yield from (Prediction(*row) for row in zip(chunk, labels, best.values.tolist(), strict=True))
+
+
+def _parts(line: str) -> list[str]:
+    parts = line.split("\t")
+    if len(parts) > 2:
+        raise DataError(f"a line has {len(parts)} tab-separated texts: {line[:60]!r}; give one, or a pair")
+    return parts

@@ -1,0 +1,147 @@
+"""Stages and recipes: a whole training plan as data. The loop that runs them is in `dynabert.distill`."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dynabert.errors import SettingError, one_of
+from dynabert.losses import PUBLISHED, LossWeights, Reduction
+from dynabert.seeds import derive_seed
+from dynabert.subnet import Subnet, SubnetGrid
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which Subnets a step trains.
+
+    :param kind: ``all`` of them in every step (the paper), or ``sandwich``: the largest, the smallest and a few drawn
+        at random for each step (Yu and Huang, Universally Slimmable Networks, 2019).
+    :param n_random: how many a sandwich draws.
+    """
+
+    kind: Literal["all", "sandwich"] = "all"
+    n_random: int = 2
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("all", "sandwich"):
+            raise SettingError(one_of("schedule", self.kind, ("all", "sandwich")))
+        if self.n_random < 0:
+            raise SettingError(f"n_random {self.n_random} must be 0 or more")
+
+    def subnets(self, grid: SubnetGrid, seed: int, step: int) -> tuple[Subnet, ...]:
+        """The Subnets of one step, largest first, those of one width together: a pure function of its arguments."""
+        every = tuple(grid)
+        if self.kind == "all" or len(every) <= 2 + self.n_random:
+            return every
+        middle = [subnet for subnet in every if subnet not in (grid.largest, grid.smallest)]
+        drawn = {
+            subnet
+            for _, subnet in sorted((derive_seed(seed, "sandwich", step, subnet.name), subnet) for subnet in middle)[
+                : self.n_random
+            ]
+        }
+        return tuple(subnet for subnet in every if subnet in drawn or subnet in (grid.largest, grid.smallest))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    :param subnets: ``full`` network alone, all ``widths`` at full depth, or the whole ``grid``.
+    :param weights: of the loss terms.
+    :param teacher: ``none``; the ``original`` fine-tuned network; or the network as the ``previous`` stage left it.
+    :param teacher_width: the teacher at the ``matching`` width of each student (the paper's teacher assistant,
+        Algorithm 3), or always ``full`` (what the published code does).
+    :param epochs: passes over the training rows; fractions are allowed.
+    :param lr: peak learning rate; it falls linearly to zero.
+    """
+
+    name: str
+    subnets: Literal["full", "widths", "grid"]
+    weights: LossWeights
+    teacher: Literal["none", "original", "previous"] = "original"
+    teacher_width: Literal["matching", "full"] = "full"
+    schedule: Schedule = Schedule()
+    epochs: float = 1.0
+    lr: float = 2e-5
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.lr <= 0:
+            raise SettingError(f"stage {self.name!r}: epochs {self.epochs} and lr {self.lr} must be above 0")
+        learns_from_teacher = self.weights.logits > 0 or self.weights.needs_states
+        if self.teacher == "none" and learns_from_teacher:
+            raise SettingError(f"stage {self.name!r} weighs teacher terms but has no teacher; set only `labels`")
+
+    def grid(self, grid: SubnetGrid) -> SubnetGrid:
+        """The part of the grid that this stage trains."""
+        parts = {"full": SubnetGrid((1.0,), (1.0,)), "widths": grid.at_full_depth(), "grid": grid}
+        return parts[self.subnets]
+
+    def teacher_of(self, student: Subnet) -> Subnet:
+        """The Subnet of the teacher that a student learns from."""
+        return student.at_full_depth() if self.teacher_width == "matching" else Subnet()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training plan: the stages in order, how losses are averaged, and which scores rewire the network.
+
+    :param scores: a name in `dynabert.rewire.SCORES`.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    reduction: Reduction = Reduction()
+    scores: str = "per-batch"
+
+    def adjusted(
+        self, *, epochs: float | None = None, lr: float | None = None, finetune: float | None = None
+    ) -> "Recipe":
+        """The same plan with other epochs and learning rate in every stage, and a final fine-tuning stage if asked for.
+
+        :param finetune: epochs of a last stage on the labels alone (the paper's optional third stage); None for none.
+        """
+        stages = self.stages if finetune is None else (*self.stages, replace(FINETUNE, epochs=finetune))
+        changed = tuple(
+            replace(
+                stage,
+                epochs=stage.epochs if epochs is None or stage.name == FINETUNE.name else epochs,
+                lr=stage.lr if lr is None else lr,
+            )
+            for stage in stages
+        )
+        return replace(self, stages=changed)
+
+
+_LABELS_ALONE = LossWeights(logits=0, hidden=0, embeddings=0, labels=1)
+
+TEACHER = Stage("teacher", "full", _LABELS_ALONE, teacher="none", epochs=3, lr=5e-5)
+"""Ordinary fine-tuning of the full network: where a run starts when its encoder has no task head yet."""
+
+FINETUNE = Stage("finetune", "grid", _LABELS_ALONE, teacher="none", epochs=3)
+"""The paper's optional last stage: the labels alone, all Subnets."""
+
+_WIDTH = Stage("width", "widths", LossWeights(1, 0.1, 0.1), epochs=3)
+_DEPTH = Stage("depth", "grid", LossWeights(1, 1, 1), teacher="previous", teacher_width="matching", epochs=3)
+_SANDWICH = Stage("sandwich", "grid", LossWeights(1, 1, 1), schedule=Schedule("sandwich"), epochs=3)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("default", (_WIDTH, _DEPTH)),
+        Recipe("paper", (_WIDTH, _DEPTH), reduction=PUBLISHED),
+        Recipe("sandwich", (_SANDWICH,)),
+    )
+}
+"""`paper`: the two distillation stages of DynaBERT with its reductions, its learning rate 2e-5 and 3 epochs a stage
+(section 3.1 and the published defaults), the teacher of the second stage at the student's width. `default`: the same
+with the repairs of `Reduction`. `sandwich`: one stage, each step the largest, the smallest and two random Subnets."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a name.
+
+    :raises SettingError: an unknown name.
+    """
+    if name not in RECIPES:
+        raise SettingError(one_of("recipe", name, RECIPES))
+    return RECIPES[name]

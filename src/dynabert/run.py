@@ -1,0 +1,351 @@
+"""A run folder: teacher, rewiring, the stages of a recipe, and the sweep, each done once and resumed exactly.
+
+    run.json           what the run is made of (its fingerprint), and what it was called with
+    teacher/           the fine-tuned network, a stock Hugging Face folder
+    importance.safetensors
+    stages/<name>/     the network after each stage but the last, elastic checkpoints
+    checkpoints/       inside the stage that is running
+    elastic/           the result: an elastic checkpoint with its tokenizer
+    sweep.json         every Subnet, measured
+    metrics.jsonl      the losses of every Subnet; of lines for the same step the last one counts
+
+A folder that belongs to another run is refused, and the message names what differs.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynabert.batches import Batches, encode
+from dynabert.checkpoint import delete_checkpoints, newest_checkpoint, save_checkpoint
+from dynabert.data import Roles, Rows
+from dynabert.distill import Hooks, Snapshot, StepReport, train_stage
+from dynabert.elastic import ElasticModel, count_params
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.files import read_json, verify_manifest, write_json
+from dynabert.loading import load, load_tokenizer, save_model
+from dynabert.measure import LatencySettings, Progress, measure, predict, selection_score
+from dynabert.model_files import CONFIG, read_object, resolve
+from dynabert.modeling import loads_with
+from dynabert.plan import Plan, Source, fingerprint
+from dynabert.recipes import TEACHER, Stage
+from dynabert.rewire import Importance, rewire, score
+from dynabert.subnet import Subnet
+from dynabert.sweep import Sweep
+from dynabert.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RUN_FILE, SWEEP_FILE, METRICS_FILE = "run.json", "sweep.json", "metrics.jsonl"
+EVALUATION_BATCH = 64
+
+log = logging.getLogger("dynabert")
+
+
+class RunHooks(Hooks):
+    """Writes the metrics and checkpoints of a run, and passes everything on to the hooks of the caller."""
+
+    def __init__(self, out: Path, hooks: Hooks) -> None:
+        self.out, self.hooks = out, hooks
+
+    def started(self, stage: Stage, n_steps: int, step: int) -> None:
+        """Pass it on."""
+        self.hooks.started(stage, n_steps, step)
+
+    def stepped(self, report: StepReport) -> None:
+        """Write the losses of the steps that are logged."""
+        if report.losses:
+            self._write(asdict(report))
+        self.hooks.stepped(report)
+
+    def evaluated(self, stage: Stage, step: int, score: float, best: bool) -> None:
+        """Write the score on the `select` rows."""
+        self._write({"stage": stage.name, "step": step, "select_score": score, "best": best})
+        self.hooks.evaluated(stage, step, score, best)
+
+    def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.out / "checkpoints", stage.name, snapshot())
+        self.hooks.checkpoint(stage, snapshot)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works with: the task, its tokenizer, and the batches of each role."""
+
+    task: Task
+    tokenizer: "PreTrainedTokenizerBase"
+    train: Batches
+    select: Batches
+    validation: Batches
+
+    @classmethod
+    def of(cls, task: Task, roles: Roles, tokenizer: "PreTrainedTokenizerBase", plan: Plan) -> "Prepared":
+        """Tokenize each role once."""
+
+        def batches(rows: Rows, *, shuffle: bool) -> Batches:
+            return Batches(
+                encode(tokenizer, rows, plan.max_length),
+                batch_size=plan.batch_size if shuffle else EVALUATION_BATCH,
+                seed=plan.training.seed,
+                pad_id=tokenizer.pad_token_id,
+                shuffle=shuffle,
+            )
+
+        held_out = [batches(rows, shuffle=False) for rows in (roles.select, roles.validation)]
+        return cls(task, tokenizer, batches(roles.train, shuffle=True), *held_out)
+
+
+def train(
+    model: str | Path,
+    source: Source,
+    out: str | Path,
+    *,
+    plan: Plan | None = None,
+    hooks: Hooks | None = None,
+    latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
+    progress: Progress | None = None,
+) -> Sweep:
+    """Turn an encoder into a DynaBERT: teacher, rewiring, the recipe's stages, sweep. Resumes where it was interrupted.
+
+    :param model: folder or hub name of a model of a known family, with or without a task head.
+    :param source: the rows.
+    :param out: the run folder; made, or resumed if it is of the same run.
+    :param plan: what to do; by default the default recipe over the default grid.
+    :param hooks: reports.
+    :param latency: how latency is measured in the final sweep; None leaves it out.
+    :param progress: told how far the final sweep is.
+    :return: every Subnet measured on the validation rows; also in ``sweep.json``.
+    :raises SettingError: settings that do not fit, or a folder that belongs to another run.
+    :raises DataError: rows that cannot be used.
+    :raises ModelFileError: a model that cannot be used.
+    """
+    plan, out = plan or Plan(), Path(out)
+    task, roles = source.load()
+    if plan.teacher == "auto":
+        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
+    encoder = _load_for(task, model, plan.training.seed)
+    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
+    tokenizer = load_tokenizer(model)
+    identity = fingerprint(plan, task, roles=roles, elastic=elastic)
+    _open(out, identity, {"model": str(model), "source": source.to_json(), "max_length": plan.max_length})
+    prepared = Prepared.of(task, roles, tokenizer, plan)
+    run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
+    run.teacher(elastic)
+    run.rewire(elastic)
+    original = elastic.copy()
+    for index, stage in enumerate(plan.recipe.stages):
+        run.stage(elastic, original, index, stage)
+    return measure_run(out, prepared=prepared, latency=latency, progress=progress)
+
+
+class _Run:
+    """The parts of a run, each of which is skipped where its result lies in the folder already."""
+
+    def __init__(self, out: Path, plan: Plan, prepared: Prepared, hooks: RunHooks) -> None:
+        self.out, self.plan, self.prepared, self.hooks = out, plan, prepared, hooks
+
+    def teacher(self, elastic: ElasticModel) -> None:
+        """Fine-tune the full network, or take it as it is."""
+        folder = self.out / "teacher"
+        if not _complete(folder):
+            if isinstance(self.plan.teacher, Stage):
+                self._train(elastic, self.plan.teacher, teacher=None)
+            elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
+            delete_checkpoints(self.out / "checkpoints", TEACHER.name)
+        _take_weights(elastic, folder)
+
+    def rewire(self, elastic: ElasticModel) -> None:
+        """Put the important heads and neurons first."""
+        if not self.plan.rewired:
+            return
+        path = self.out / "importance.safetensors"
+        if not path.exists():
+            score(elastic, self.prepared.train, scores=self.plan.recipe.scores).save(path)
+        rewire(elastic, Importance.load(path))
+
+    def stage(self, elastic: ElasticModel, original: ElasticModel, index: int, stage: Stage) -> None:
+        """Train one stage, and save what it gives."""
+        last = index == len(self.plan.recipe.stages) - 1
+        folder = self.out / "elastic" if last else self.out / "stages" / stage.name
+        if not _complete(folder):
+            teachers = {
+                "none": None,
+                "original": original,
+                "previous": elastic.copy() if stage.teacher == "previous" else None,
+            }
+            self._train(elastic, stage, teacher=teachers[stage.teacher])
+            elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
+            delete_checkpoints(self.out / "checkpoints", stage.name)
+        _take_weights(elastic, folder)
+
+    def _train(self, elastic: ElasticModel, stage: Stage, *, teacher: ElasticModel | None) -> None:
+        train_stage(
+            elastic,
+            stage,
+            self.prepared.train,
+            teacher=teacher,
+            reduction=self.plan.recipe.reduction,
+            training=self.plan.training,
+            evaluate=selection_score(self.prepared.select, self.prepared.task, precision=self.plan.training.precision),
+            hooks=self.hooks,
+            resume=newest_checkpoint(self.out / "checkpoints", stage.name),
+        )
+
+
+def measure_run(
+    out: str | Path,
+    *,
+    prepared: Prepared | None = None,
+    subnets: tuple[Subnet, ...] | None = None,
+    latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
+    progress: Progress | None = None,
+) -> Sweep:
+    """Measure the result of a run on the validation rows, beside its teacher, and write ``sweep.json``.
+
+    :param out: the run folder.
+    :param prepared: the rows, where they are at hand; by default they are loaded again from where the run had them.
+    :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
+    :param latency: how latency is measured; None leaves it out.
+    :param progress: called with what is being done, how much of it is done, and out of how much.
+    """
+    out = Path(out)
+    elastic = load_result(out)
+    if prepared is None:
+        saved = read_json(out / RUN_FILE)
+        source, plan = Source.from_json(saved["source"]), Plan(max_length=saved["max_length"])
+        task, roles = source.load()
+        prepared = Prepared.of(task, replace(roles, train=roles.select), load_tokenizer(out / "elastic"), plan)
+    teacher = load(out / "teacher")
+    sweep = measure(
+        elastic,
+        prepared.validation,
+        task=prepared.task,
+        subnets=subnets,
+        reference=predict(teacher, prepared.validation),
+        latency=latency,
+        progress=progress,
+    )
+    if subnets is None:
+        sweep.to_json(out / SWEEP_FILE)
+    return sweep
+
+
+def load_result(out: str | Path) -> ElasticModel:
+    """The elastic model of a finished run.
+
+    :raises ModelFileError: not a run folder, or one whose training has not finished.
+    """
+    out = Path(out)
+    if not (out / RUN_FILE).exists():
+        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
+    if not _complete(out / "elastic"):
+        raise ModelFileError(f"{out} has not finished training; run its `dynabert train` command again to go on")
+    return ElasticModel.from_pretrained(out / "elastic")
+
+
+def load_sweep(out: str | Path) -> Sweep:
+    """The sweep of a finished run.
+
+    :raises ModelFileError: not a run folder, or one that has not been measured.
+    """
+    if not (Path(out) / SWEEP_FILE).exists():
+        load_result(out)
+        raise ModelFileError(f"{out} has no {SWEEP_FILE} yet; run `dynabert measure {out}`")
+    return Sweep.from_json(Path(out) / SWEEP_FILE)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A small model on disk: where it lies, its parameters, and what can load it."""
+
+    folder: Path
+    n_params: int
+    loads_with: str
+
+
+def extract_run(out: str | Path, subnet: Subnet, folder: str | Path) -> Extracted:
+    """Write one Subnet of a run as a small model with its tokenizer.
+
+    :param out: the run folder.
+    :param subnet: which; those of the grid were trained, any other one works less well.
+    :param folder: where to.
+    :raises SettingError: a folder that holds something else than a model.
+    """
+    elastic, folder = load_result(out), Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+        raise SettingError(f"{folder} is not empty and holds no model; give another --out")
+    small = elastic.extract(subnet)
+    save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
+    return Extracted(folder, count_params(small), loads_with(elastic.shape, elastic.slices(subnet)))
+
+
+def _has_head(model: str | Path, task: Task) -> bool:
+    """Whether a checkpoint says that it was saved with a head for as many labels as the task has."""
+    config = read_object(resolve(model), CONFIG) or {}
+    heads = [str(name) for name in config.get("architectures") or []]
+    n_labels = len(config.get("id2label") or ("", ""))
+    return any(name.endswith("ForSequenceClassification") for name in heads) and n_labels == task.n_labels
+
+
+def _load_for(task: Task, model: str | Path, seed: int) -> "PreTrainedModel":
+    if task.is_regression:
+        return load(model, problem="regression", seed=seed)
+    encoder = load(model, n_labels=task.n_labels, seed=seed)
+    _name_labels(encoder, task)
+    return encoder
+
+
+def _name_labels(model: Any, task: Task) -> None:  # noqa: ANN401
+    """Give the model the task's class names, so that predictions are readable; names of its own stay."""
+    generic = all(str(name).startswith("LABEL_") for name in model.config.id2label.values())
+    if task.labels and generic:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {name: index for index, name in enumerate(task.labels)}
+
+
+def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
+    """Make the run folder, or check that it is of this very run."""
+    identity = json.loads(json.dumps(identity))
+    path = out / RUN_FILE
+    if path.exists():
+        saved = read_json(path).get("fingerprint", {})
+        differing = [name for name in identity if saved.get(name) != identity[name]]
+        if differing:
+            name = differing[0]
+            raise SettingError(
+                f"{out} belongs to another run: {', '.join(differing)} differ ({name}: {_brief(saved.get(name))} there, "
+                f"{_brief(identity[name])} here); give another --out, or delete that folder"
+            )
+        log.info("%s exists: going on where it was", out)
+        return
+    if out.exists() and any(out.iterdir()):
+        raise SettingError(f"{out} is not empty and not a run folder; give another --out")
+    write_json(path, {"fingerprint": identity, **called})
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a model folder is there; one that is there but damaged is an error, not a reason to train again."""
+    if not folder.exists():
+        return False
+    verify_manifest(folder)
+    return True
+
+
+def _take_weights(elastic: ElasticModel, folder: Path) -> None:
+    """Continue from what is on disk, in the run that wrote it and in one that resumes alike."""
+    saved = load(folder).state_dict()
+    elastic.model.load_state_dict(saved)

@@ -1,0 +1,246 @@
+"""Bootstrap intervals over rows, paired over rows and seeds: how sure a measured number or difference is.
+
+A metric whose value follows from means over rows (accuracy, Matthews, Pearson) is resampled by one matrix product:
+how often each row was drawn, times what each row adds. Everything that is compared is resampled with the same draws.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from dynabert.errors import DataError, SettingError
+
+MetricFunction: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
+"""Labels (rows,) and predictions (rows, ...) to a number. A `RowMetric` is one, and a thousand times as fast here."""
+
+Predictions: TypeAlias = np.ndarray | Sequence[np.ndarray]
+"""Of one model: class numbers or scores of shape (rows,), or logits (rows, classes). A list of those: one per seed."""
+
+_CHUNK = 2_000_000  # draws that are held at once
+
+
+class Interval(NamedTuple):
+    """The range that holds a share `level` of the resampled values."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """The measured difference a - b and the range that holds a share `level` of the resampled ones."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RowMetric:
+    """A metric that is a function of means over the rows.
+
+    :param terms: labels (rows,) and predictions (rows,) to what each row adds, shape (rows, terms).
+    :param value: means of the terms, shape (..., terms), to the metric, shape (...).
+    """
+
+    terms: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    value: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, labels: np.ndarray, predictions: np.ndarray) -> float:
+        """The metric of predictions of shape (rows,), or logits (rows, classes)."""
+        return float(self.value(self.terms(labels, _decided(predictions)).mean(axis=0)))
+
+
+def _decided(predictions: np.ndarray) -> np.ndarray:
+    """Class numbers of logits (rows, classes); one column, or none, is taken as it is."""
+    if predictions.ndim == 1:
+        return predictions
+    return predictions[:, 0] if predictions.shape[1] == 1 else predictions.argmax(axis=1)
+
+
+def _correct(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return (labels == predictions)[:, None].astype(np.float64)
+
+
+def _confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    classes, coded = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+    truth, guess = np.split(coded, 2)
+    return np.eye(len(classes) ** 2)[truth * len(classes) + guess]
+
+
+def _matthews(means: np.ndarray) -> np.ndarray:
+    n_classes = round(means.shape[-1] ** 0.5)
+    table = means.reshape(*means.shape[:-1], n_classes, n_classes)
+    truth, guess = table.sum(axis=-1), table.sum(axis=-2)
+    together = np.trace(table, axis1=-2, axis2=-1) - (truth * guess).sum(axis=-1)
+    return _ratio(together, 1 - (truth**2).sum(axis=-1), 1 - (guess**2).sum(axis=-1))
+
+
+def _moments(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    left, right = _standardized(labels), _standardized(predictions)
+    return np.stack([left, right, left * left, right * right, left * right], axis=1)
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    # The mean of equal numbers is not always that number, so what is constant is seen before it is centred.
+    if values.min() == values.max():
+        return np.zeros(len(values))
+    centred = values.astype(np.float64) - values.mean(dtype=np.float64)
+    return centred / centred.std()
+
+
+def _pearson(means: np.ndarray) -> np.ndarray:
+    left, right, left_square, right_square, product = np.moveaxis(means, -1, 0)
+    return _ratio(product - left * right, left_square - left**2, right_square - right**2)
+
+
+def _ratio(together: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """A covariance over the root of two variances; 0 where a variance is no more than the error of its rounding."""
+    spread = np.minimum(left, right) > 1e-12
+    lengths = np.sqrt(np.where(spread, left * right, 1))
+    return np.where(spread, np.clip(together / lengths, -1, 1), 0)
+
+
+ROW_METRICS: Mapping[str, RowMetric] = {
+    "accuracy": RowMetric(_correct, lambda means: means[..., 0]),
+    "matthews": RowMetric(_confusion, _matthews),
+    "pearson": RowMetric(_moments, _pearson),
+}
+"""By the names of `dynabert.tasks.Task.primary_metric`, with equal values."""
+
+
+def bootstrap_interval(
+    metric_fn: MetricFunction,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    *,
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap interval of a metric, over rows.
+
+    :param metric_fn: one of `ROW_METRICS`, or any function of labels and predictions (called n times).
+    :param labels: shape (rows,).
+    :param predictions: shape (rows,), or logits (rows, classes).
+    :param n: resamples.
+    :param level: share of the resampled values inside, in (0, 1).
+    :param seed: of the draws; the same seed and number of rows give the same draws.
+    :return: low and high end, in the unit of the metric.
+    :raises SettingError: `n` or `level` out of range.
+    :raises DataError: no rows, or labels and predictions of different length.
+    """
+    _check(labels, [predictions], n, level)
+    values = _resampled(metric_fn, labels, [predictions], n, np.random.default_rng(seed))
+    return Interval(*_bounds(values[:, 0], level))
+
+
+def paired_difference(
+    metric_fn: MetricFunction,
+    labels: np.ndarray,
+    predictions_a: Predictions,
+    predictions_b: Predictions,
+    *,
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """How much better a is than b on the same rows, and how sure that is.
+
+    Both are resampled with the same rows. Given lists, seeds are resampled too, a's with b's at the same place: that
+    covers the chance of training as far as so few seeds show it (with fewer than five the interval is too short).
+
+    :param metric_fn: as in `bootstrap_interval`.
+    :param labels: shape (rows,).
+    :param predictions_a: of one model, or a list with those of each seed.
+    :param predictions_b: likewise, as many.
+    :param n: resamples.
+    :param level: share of the resampled differences inside, in (0, 1).
+    :param seed: of the draws.
+    :return: the difference a - b on the rows as they are (over seeds: its mean), and its low and high end.
+    :raises SettingError: `n` or `level` out of range, or numbers of seeds that differ.
+    :raises DataError: no rows, or labels and predictions of different length.
+    """
+    return grid_difference(metric_fn, labels, {"": predictions_a}, {"": predictions_b}, n=n, level=level, seed=seed)
+
+
+def grid_difference(
+    metric_fn: MetricFunction,
+    labels: np.ndarray,
+    predictions_a: Mapping[str, Predictions],
+    predictions_b: Mapping[str, Predictions],
+    *,
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """As `paired_difference`, for the mean over several Subnets; all are resampled with the same rows and seeds.
+
+    :param predictions_a: predictions, or lists of them by seed, by the name of the Subnet.
+    :param predictions_b: likewise, of the same Subnets.
+    :return: the difference a - b of the means over the Subnets, and its low and high end.
+    :raises SettingError: Subnets or numbers of seeds that differ, or `n` or `level` out of range.
+    :raises DataError: no rows, or labels and predictions of different length.
+    """
+    sides = [_by_seed(predictions_a), _by_seed(predictions_b)]
+    if not predictions_a or set(sides[0]) != set(sides[1]):
+        raise SettingError(
+            f"cannot pair Subnets {sorted(sides[0])} with {sorted(sides[1])}; give the same on both sides"
+        )
+    n_seeds = {len(runs) for side in sides for runs in side.values()}
+    if len(n_seeds) > 1 or 0 in n_seeds:
+        raise SettingError(f"cannot pair {sorted(n_seeds)} seeds; give predictions of the same seeds on both sides")
+    shape = (2, len(sides[0]), n_seeds.pop())
+    runs = [run for side in sides for name in sides[0] for run in side[name]]
+    _check(labels, runs, n, level)
+
+    random = np.random.default_rng(seed)
+    measured = np.array([metric_fn(labels, run) for run in runs]).reshape(shape)
+    resampled = _resampled(metric_fn, labels, runs, n, random).reshape(n, *shape)
+    # (resamples, seeds): a - b of the mean over the Subnets
+    by_seed = (resampled[:, 0] - resampled[:, 1]).mean(axis=1)
+    drawn = random.integers(0, shape[2], (n, shape[2]))
+    differences = np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
+    return Difference(float((measured[0] - measured[1]).mean()), *_bounds(differences, level))
+
+
+def _by_seed(predictions: Mapping[str, Predictions]) -> dict[str, list[np.ndarray]]:
+    return {name: [runs] if isinstance(runs, np.ndarray) else list(runs) for name, runs in predictions.items()}
+
+
+def _resampled(
+    metric_fn: MetricFunction, labels: np.ndarray, runs: Sequence[np.ndarray], n: int, random: np.random.Generator
+) -> np.ndarray:
+    """The metric of each run on each resample of the rows, shape (n, runs)."""
+    n_rows = len(labels)
+    if not isinstance(metric_fn, RowMetric):
+        draws = (draw for chunk in _draws(n_rows, n, random) for draw in chunk)
+        return np.array([[metric_fn(labels[draw], run[draw]) for run in runs] for draw in draws])
+    terms = [metric_fn.terms(labels, _decided(run)) for run in runs]
+    values = []
+    for chunk in _draws(n_rows, n, random):
+        places = chunk + n_rows * np.arange(len(chunk))[:, None]
+        counts = np.bincount(places.ravel(), minlength=chunk.size).reshape(chunk.shape).astype(np.float64)
+        values.append(np.stack([metric_fn.value(counts @ part / n_rows) for part in terms], axis=1))
+    return np.concatenate(values)
+
+
+def _draws(n_rows: int, n: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Row numbers of all resamples, in chunks of shape (resamples, rows)."""
+    size = max(1, _CHUNK // n_rows)
+    for start in range(0, n, size):
+        yield random.integers(0, n_rows, (min(size, n - start), n_rows))
+
+
+def _bounds(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _check(labels: np.ndarray, runs: Sequence[np.ndarray], n: int, level: float) -> None:
+    if n < 1 or not 0 < level < 1:
+        raise SettingError(f"{n} resamples at level {level} make no interval; 1000 at 0.95 are usual")
+    lengths = {len(run) for run in runs}
+    if not len(labels) or lengths != {len(labels)}:
+        raise DataError(f"{len(labels)} labels and predictions of {sorted(lengths)} rows do not fit; give one per row")
