@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import PAD_ID, VOCAB, tiny_batch, tiny_model
 
-from dynabert import measure as module
 from dynabert.batches import Batch, Batches, Encoded
 from dynabert.elastic import ElasticModel
 from dynabert.errors import DataError, ModelFileError, SettingError
@@ -17,6 +16,7 @@ from dynabert.measure import (
     LatencySettings,
     Measurement,
     Sweep,
+    _random_inputs,
     interleaved_ms,
     labels_of,
     latencies,
@@ -217,7 +217,7 @@ def test_selection_score_refuses_an_unknown_precision_at_once() -> None:
 # --- latency
 
 
-def test_calls_take_turns_and_are_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_take_turns_and_are_warm() -> None:
     now, made = 0.0, []
     takes = {Subnet(): [9, 9, 3, 9, 1, 9, 2], Subnet(0.5): [9, 9, 5, 9, 5, 9, 8]}
 
@@ -226,9 +226,8 @@ def test_calls_take_turns_and_are_warm(monkeypatch: pytest.MonkeyPatch) -> None:
         made.append(subnet)
         now += takes[subnet].pop(0)
 
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
     calls = {subnet: lambda subnet=subnet: call(subnet) for subnet in takes}
-    assert interleaved_ms(calls, 3, finish=lambda: None) == {Subnet(): 2000, Subnet(0.5): 5000}
+    assert interleaved_ms(calls, 3, finish=lambda: None, clock=lambda: now) == {Subnet(): 2000, Subnet(0.5): 5000}
     a, b = takes
     assert made == [a, b, *[a, a, b, b] * 3]
 
@@ -256,7 +255,7 @@ def test_latency_takes_the_longest_length_and_refuses_longer(family: str, longes
 
 
 def test_latency_is_measured_without_padding_tokens() -> None:
-    inputs = module._random_inputs(tiny_model("bert"), LatencySettings(batch=40, seq=40))
+    inputs = _random_inputs(tiny_model("bert"), LatencySettings(batch=40, seq=40))
     assert set(inputs["input_ids"].flatten().tolist()) == set(range(VOCAB)) - {PAD_ID}
     assert inputs["attention_mask"].all()
 

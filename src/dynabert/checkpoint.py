@@ -1,8 +1,8 @@
 """Training checkpoints: what an interrupted stage goes on from. safetensors and JSON, verified before use.
 
 One folder a checkpoint, ``<stage>-<step>``: `state.safetensors` (weights, optimizer, best weights), `state.json` (where
-the stage stands) and the manifest with the hash of both. It appears whole or not at all; the newest one that verifies is
-used, and an older one goes only after a newer one is safe.
+the stage stands) and the manifest with the hash of both. It appears whole or not at all; the newest one that verifies
+is used, and an older one goes only after a newer one is safe.
 """
 
 import shutil

@@ -298,7 +298,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line. A user's mistake is one line: exit code 2 for settings, 3 for data and models, 74 for I/O."""
+    """Run the command line. A user's mistake is one line; exit code 2: settings, 3: data and models, 74: I/O."""
     logging.basicConfig(format="dynabert: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         code = app(standalone_mode=False)

@@ -241,8 +241,8 @@ class StageRun:
         if self.progress.bad_steps >= MAX_BAD_STEPS:
             ids = ", ".join(str(int(i)) for i in batch.ids[:8])
             raise NonFiniteError(
-                f"gradient norm {norm} in {MAX_BAD_STEPS} steps in a row, the last at step {self.progress.step} of stage "
-                f"{self.stage.name!r} (row ids {ids}, …); lower the learning rate or look at these rows"
+                f"gradient norm {norm} in {MAX_BAD_STEPS} steps in a row, the last at step {self.progress.step} of "
+                f"stage {self.stage.name!r} (row ids {ids}, …); lower the learning rate or look at these rows"
             )
         return False
 

@@ -192,7 +192,7 @@ class ElasticModel:
         """The view of a Subnet: a plain module of the model's class that shares its weights. Cached; thread-safe.
 
         Its layers, hidden states and attentions are those of the Subnet: (batch, seq, hidden) for each kept layer, and
-        (batch, heads kept, seq, seq). It starts in the model's own mode (training or not) and keeps its own from then on.
+        (batch, heads kept, seq, seq). It starts in the model's own mode (training or not) and keeps its own.
 
         :raises SettingError: a Subnet of layers that this encoder does not have.
         """
@@ -240,8 +240,8 @@ class ElasticModel:
     def save_pretrained(self, folder: str | Path, *, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         """Save to a Hugging Face folder of the full size, plus `elastic.json`.
 
-        Rewiring is a permutation, so stock `from_pretrained` loads the full network from it. The folder appears whole or
-        not at all.
+        Rewiring is a permutation, so stock `from_pretrained` loads the full network from it. The folder appears whole
+        or not at all.
 
         :param folder: where to; an earlier one is replaced.
         :param tokenizer: saved beside the model if given.

@@ -49,6 +49,7 @@ _LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 _OTHER_HEADS = (*HEADS[1:], "ForMultipleChoice", "ForNextSentencePrediction")
 _MOST_LABELS = 100_000
 _MOST_LAYERS = 256
+_PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 _LABEL_FIELDS = {"id2label", "label2id", "problem_type"}
 _TOKENIZER_LIMIT = 32 * MIB
 _TOKENIZER_FIELDS = {
@@ -130,19 +131,29 @@ def _set_labels(fields: dict[str, Any], n_labels: int | None, problem: str | Non
         raise SettingError(f"n_labels {n_labels} does not go with head {head!r}; heads with labels: {_LABELLED}")
     if n_labels is not None and not 1 <= n_labels <= _MOST_LABELS:
         raise SettingError(f"n_labels {n_labels} is outside 1 to {_MOST_LABELS:,}")
-    names = fields.get("id2label")
-    n_saved = len(names) if isinstance(names, dict) else fields.get("num_labels", 2)
-    if type(n_saved) is not int or not 1 <= n_saved <= _MOST_LABELS:
-        raise ModelFileError(f"{folder / CONFIG}: num_labels {n_saved!r:.40} is outside 1 to {_MOST_LABELS:,}")
-    n_labels = n_labels or n_saved
-    if n_labels != n_saved or not isinstance(names, dict):
-        fields["id2label"] = {str(index): f"LABEL_{index}" for index in range(n_labels)}
-        fields["label2id"] = {f"LABEL_{index}": index for index in range(n_labels)}
-    if n_labels != n_saved:
+    labels = saved = _saved_labels(fields, folder)
+    if n_labels not in (None, len(saved)):
+        labels = {index: f"LABEL_{index}" for index in range(n_labels)}
         fields["problem_type"] = None
+    fields["id2label"] = labels
+    fields["label2id"] = {name: index for index, name in labels.items()}
     if problem:
         fields["problem_type"] = problem
-    return n_labels != n_saved
+    return labels is not saved
+
+
+def _saved_labels(fields: dict[str, Any], folder: Path) -> dict[int, str]:
+    """The names of the labels by number, as the configuration gives them, or numbered ones."""
+    names = fields.get("id2label")
+    if not names:
+        n_labels = fields.get("num_labels", 2)
+        if type(n_labels) is not int or not 1 <= n_labels <= _MOST_LABELS:
+            raise ModelFileError(f"{folder / CONFIG}: num_labels {n_labels!r:.40} is outside 1 to {_MOST_LABELS:,}")
+        return {index: f"LABEL_{index}" for index in range(n_labels)}
+    try:
+        return {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise ModelFileError(f"{folder / CONFIG}: id2label {names!r:.40} must name labels by number") from error
 
 
 def _config(folder: Path, fields: dict[str, Any], config_class: "type[PretrainedConfig]") -> "PretrainedConfig":
@@ -155,6 +166,9 @@ def _config(folder: Path, fields: dict[str, Any], config_class: "type[Pretrained
     path = folder / CONFIG
     if fields.get("quantization_config"):
         raise ModelFileError(f"{path}: the model is quantised; give the original one")
+    problem = fields.get("problem_type")
+    if problem not in _PROBLEMS:
+        raise ModelFileError(f"{path}: problem_type {problem!r:.40} is unknown; known: {', '.join(_PROBLEMS[1:])}")
     positions = fields.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise ModelFileError(f"{path}: positions are {positions!r:.40}; give a model with absolute ones")

@@ -238,6 +238,7 @@ def interleaved_ms(
     repeats: int,
     *,
     finish: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
 ) -> dict[Subnet, float]:
     """The median time of each call, in milliseconds; they take turns in every repeat.
@@ -245,6 +246,7 @@ def interleaved_ms(
     :param calls: what to time.
     :param repeats: timed calls of each; an untimed one goes before each of them, and one round before all.
     :param finish: waits until what a call started is done.
+    :param clock: seconds.
     :param progress: told how far it is.
     """
     for call in calls.values():
@@ -255,10 +257,10 @@ def interleaved_ms(
         for subnet, call in calls.items():
             call()
             finish()
-            start = time.perf_counter()
+            start = clock()
             call()
             finish()
-            times[subnet].append(time.perf_counter() - start)
+            times[subnet].append(clock() - start)
     _tell(progress, "latency", repeats, repeats)
     return {subnet: 1e3 * float(np.median(taken)) for subnet, taken in times.items()}
 

@@ -120,21 +120,27 @@ TEACHER = Stage("teacher", "full", _LABELS_ALONE, teacher="none", epochs=3, lr=5
 FINETUNE = Stage("finetune", "grid", _LABELS_ALONE, teacher="none", epochs=3)
 """The paper's optional last stage: the labels alone, all Subnets."""
 
-_WIDTH = Stage("width", "widths", LossWeights(1, 0.1, 0.1), epochs=3)
-_DEPTH = Stage("depth", "grid", LossWeights(1, 1, 1), teacher="previous", teacher_width="matching", epochs=3)
-_SANDWICH = Stage("sandwich", "grid", LossWeights(1, 1, 1), schedule=Schedule("sandwich"), epochs=3)
+_WIDTH = Stage("width", "widths", LossWeights(logits=1, hidden=1, embeddings=0.1), epochs=3)
+_DEPTH = Stage("depth", "grid", LossWeights(1, 10, 1), teacher="previous", teacher_width="matching", epochs=3)
+_SANDWICH = Stage("sandwich", "grid", LossWeights(1, 10, 1), schedule=Schedule("sandwich"), epochs=3)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("default", (_WIDTH, _DEPTH)),
-        Recipe("paper", (_WIDTH, _DEPTH), reduction=PUBLISHED),
+        Recipe(
+            "paper",
+            (replace(_WIDTH, weights=LossWeights(1, 0.1, 0.1)), replace(_DEPTH, weights=LossWeights(1, 1, 1))),
+            reduction=PUBLISHED,
+        ),
         Recipe("sandwich", (_SANDWICH,)),
     )
 }
-"""`paper`: the two distillation stages of DynaBERT with its reductions, its learning rate 2e-5 and 3 epochs a stage
-(section 3.1 and the published defaults), the teacher of the second stage at the student's width. `default`: the same
-with the repairs of `Reduction`. `sandwich`: one stage, each step the largest, the smallest and two random Subnets."""
+"""`paper`: the two distillation stages of DynaBERT with its reductions and loss weights, its learning rate 2e-5 and 3
+epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
+`default`: the same with the repairs of `Reduction`; the hidden loss is a mean over about ten layers instead of their sum,
+so its weight is ten times the paper's. `sandwich`: one stage, each step the largest, the smallest and two random Subnets.
+"""
 
 
 def recipe_of(name: str) -> Recipe:

@@ -1,8 +1,8 @@
 """Importance of heads and neurons, and rewiring: the permutation that puts the important ones first.
 
 A Subnet keeps the leftmost heads and neurons of every layer, so the order in which they stand decides what a narrow
-network starts from. `score` measures how much each one contributes to the loss, `rewire` permutes the weights by it; the
-full network stays the same function.
+network starts from. `score` measures how much each one contributes to the loss, and `rewire` permutes the weights by
+it; the full network stays the same function.
 
 A head's output h is its slice of the input of the attention output projection, and a neuron's activation a is one
 feature of the input of the feed-forward output projection. Both are multiplied by a gate that is 1, one gate for each
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,9 +78,7 @@ class Importance:
 
         Equal ones keep their order, so the result is the same everywhere.
         """
-        heads, neurons = (
-            scores.argsort(dim=-1, descending=True, stable=True) for scores in (self.heads, self.neurons)
-        )
+        heads, neurons = (scores.argsort(dim=-1, descending=True, stable=True) for scores in (self.heads, self.neurons))
         return heads, neurons
 
     def save(self, path: str | Path) -> None:
@@ -105,7 +103,7 @@ class Importance:
                 return cls(file.get_tensor("heads"), file.get_tensor("neurons"), found["scores"])
         except (OSError, SafetensorError, KeyError, SettingError) as error:
             reason = " ".join(str(error).split())
-            raise ModelFileError(f"{path} is no importance that can be read ({reason}); score the model again") from error
+            raise ModelFileError(f"{path} is no file of importance ({reason}); score the model again") from error
 
 
 Total = Callable[[Iterable[Tensor]], Tensor]
@@ -172,16 +170,16 @@ def score(
         raise SettingError(one_of("scores", scores, SCORES))
     if targets not in ("labels", "logits"):
         raise SettingError(one_of("targets", targets, ("labels", "logits")))
-    steps = range(_n_steps(batches, n_batches))
-    gated = _GatedModel(model.model if isinstance(model, ElasticModel) else model, both_sides=SCORES[scores].both_sides)
-    parts = (
-        gated.contributions(batches.at(step), partial(_targets, kind=targets, seed=derive_seed(seed, "targets", step)))
-        for step in steps
+    scoring = SCORES[scores]
+    gated = _GatedModel(model.model if isinstance(model, ElasticModel) else model, both_sides=scoring.both_sides)
+    contributions = (
+        gated.contributions(batches.at(step), targets=targets, seed=derive_seed(seed, "targets", step))
+        for step in range(_n_steps(batches, n_batches))
     )
-    heads, neurons = gated.split(SCORES[scores].total(parts).float().cpu())
-    if not (heads.isfinite().all() and neurons.isfinite().all()):
-        raise NonFiniteError("the scores of heads and neurons are NaN or infinite; check that the model was trained well")
-    return Importance(heads, neurons, scores)
+    heads, *neurons = scoring.total(contributions).cpu().split(gated.sizes, -1)
+    if not all(part.isfinite().all() for part in (heads, *neurons)):
+        raise NonFiniteError("the scores of heads and neurons are NaN or infinite; check how the model was trained")
+    return Importance(heads, reduce(torch.add, neurons), scores)
 
 
 def _n_steps(batches: BatchSource, n_batches: int | None) -> int:
@@ -192,7 +190,7 @@ def _n_steps(batches: BatchSource, n_batches: int | None) -> int:
     return min(len(batches), MAX_BATCHES) if n_batches is None else n_batches
 
 
-def _targets(logits: Tensor, labels: Tensor | None, *, kind: str, seed: int) -> Tensor:
+def _targets(logits: Tensor, labels: Tensor | None, kind: str, seed: int) -> Tensor:
     """What the loss is measured against, shape (batch,): the labels, or a draw from the model's own prediction."""
     if kind == "labels":
         if labels is None:
@@ -212,42 +210,108 @@ class _GatedModel:
 
     def __init__(self, model: "PreTrainedModel", *, both_sides: bool) -> None:
         family = family_of(model.config.model_type)
-        self.shape = family.shape(model.config)
+        shape = family.shape(model.config)
+        self.sizes = [shape.n_heads, shape.n_neurons] + [shape.n_neurons] * both_sides
         self._model = share(model).eval()
-        self._both_sides = both_sides
-        self._gates: dict[str, list[Tensor]] = {"heads": [], "neurons": [], "inputs": []}
+        self._gates: tuple[list[Tensor], ...] = tuple([] for _ in self.sizes)
         entering = next(projection for projection in family.projections if projection.rows == "neurons")
         for layer in layers_of(self._model, family):
-            for unit, n_units in (("heads", self.shape.n_heads), ("neurons", self.shape.n_neurons)):
-                linear = layer.get_submodule(family.consuming(cast(Unit, unit)).path)
-                linear.register_forward_pre_hook(partial(self._gate_input, site=unit, n_units=n_units))
+            for place, unit in enumerate(("heads", "neurons")):
+                summing = layer.get_submodule(family.consuming(cast(Unit, unit)).path)
+                summing.register_forward_pre_hook(partial(self._gate_input, place=place))
             if both_sides:
-                linear = layer.get_submodule(entering.path)
-                linear.register_forward_hook(partial(self._gate_output, projection=entering))
+                hook = partial(self._gate_output, parts=entering.parts)
+                layer.get_submodule(entering.path).register_forward_hook(hook)
 
-    def _gate_input(self, _: nn.Module, args: tuple[Any, ...], *, site: str, n_units: int) -> tuple[Any, ...]:
-        return (self._gate(args[0], site=site, n_units=n_units), *args[1:])
+    def _gate_input(self, _: nn.Module, args: tuple[Tensor], *, place: int) -> Tensor:
+        return self._gate(args[0], place=place)
 
-    def _gate_output(self, _: nn.Module, args: tuple[Any, ...], output: Tensor, *, projection: Projection) -> Tensor:
-        return self._gate(output, site="inputs", n_units=self.shape.n_neurons, parts=projection.parts)
+    def _gate_output(self, _: nn.Module, args: tuple[Tensor], output: Tensor, *, parts: int) -> Tensor:
+        return self._gate(output, place=2, parts=parts)
 
-    def _gate(self, features: Tensor, *, site: str, n_units: int, parts: int = 1) -> Tensor:
-        """Multiply features (batch, seq, parts * n_units * size) by new gates (batch, n_units)."""
+    def _gate(self, features: Tensor, *, place: int, parts: int = 1) -> Tensor:
+        """Multiply features (batch, seq, parts * units * size) by new gates (batch, units)."""
+        n_units = self.sizes[place]
         gate = torch.ones(len(features), n_units, dtype=features.dtype, device=features.device, requires_grad=True)
-        self._gates[site].append(gate)
+        self._gates[place].append(gate)
         return (features.unflatten(-1, (parts, n_units, -1)) * gate[:, None, None, :, None]).flatten(-3)
 
-    def contributions(self, batch: "Batch", targets: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """Each example's own contributions (layers, batch, units), the units being heads, then neurons (twice)."""
-        for gates in self._gates.values():
+    def contributions(self, batch: "Batch", *, targets: str, seed: int) -> Tensor:
+        """Each example's own contributions (layers, batch, units): of heads, neurons and, if asked, neurons' inputs."""
+        for gates in self._gates:
             gates.clear()
         batch = batch.to(next(self._model.parameters()).device)
         with torch.enable_grad():
             output = self._model(**batch.inputs)
             if not hasattr(output, "logits"):
                 raise SettingError(f"{type(self._model).__name__} has no logits to score; load it with a task head")
-            # The sum, not the mean: the gradient of an example's gates is then that of its own loss.
-            loss = label_loss(output.logits, targets(output.logits, batch.labels), 1.0)
-            sites = [gates for gates in self._gates.values() if gates]
-            gradients = torch.autograd.grad(loss, [gate for gates in sites for gate in gates])
-        by_site = torch.stack(gradients).unflatten ...
+            # The sum, not the mean: what reaches an example's gates is then the gradient of its own loss.
+            loss = label_loss(output.logits, _targets(output.logits, batch.labels, targets, seed), 1.0)
+            gradients = iter(torch.autograd.grad(loss, [gate for gates in self._gates for gate in gates]))
+        return torch.cat([torch.stack([next(gradients) for _ in gates]) for gates in self._gates], -1).float()
+
+
+def rewire(elastic: ElasticModel, importance: Importance) -> None:
+    """Put the most important heads and neurons of every layer first, in place; the full network computes the same.
+
+    Importance belongs to the order in which heads and neurons stood when it was measured: score again before rewiring
+    a second time.
+
+    :param elastic: its weights are permuted; Parameters and views stay the same objects.
+    :param importance: of this model.
+    :raises SettingError: importance of a model of another shape.
+
+    Source: DynaBERT section 2.1; the order is within a layer.
+    """
+    shape = elastic.shape
+    found = (*importance.heads.shape, importance.neurons.shape[1])
+    if found != (shape.n_layers, shape.n_heads, shape.n_neurons):
+        raise SettingError(
+            f"importance of (layers, heads, neurons) {found} does not fit a model of "
+            f"{(shape.n_layers, shape.n_heads, shape.n_neurons)}; score this model"
+        )
+    permute(elastic, *importance.order())
+
+
+def permute(elastic: ElasticModel, head_orders: Tensor, neuron_orders: Tensor) -> None:
+    """Give the heads and neurons of every layer another order, in place; the full network computes the same.
+
+    :param elastic: its weights are permuted; Parameters and views stay the same objects.
+    :param head_orders: int64, shape (layers, heads): which head comes to each place.
+    :param neuron_orders: likewise, shape (layers, neurons).
+    :raises SettingError: orders of another shape, or that are no permutations; nothing is changed then.
+    """
+    shape = elastic.shape
+    heads = _checked("head_orders", head_orders, shape.n_layers, shape.n_heads)
+    neurons = _checked("neuron_orders", neuron_orders, shape.n_layers, shape.n_neurons)
+    features = (heads[..., None] * shape.head_dim + torch.arange(shape.head_dim)).flatten(1)
+    with torch.no_grad():
+        for index, layer in enumerate(layers_of(elastic.model, elastic.family)):
+            orders: dict[Unit, Tensor] = {"heads": features[index], "neurons": neurons[index]}
+            for projection in elastic.family.projections:
+                _permute_linear(cast(nn.Linear, layer.get_submodule(projection.path)), projection, orders)
+
+
+def _checked(name: str, orders: Tensor, n_layers: int, n_units: int) -> Tensor:
+    orders = orders.detach().cpu()
+    every = torch.arange(n_units).expand(n_layers, -1)
+    if orders.shape != every.shape or not torch.equal(orders.sort(-1).values, every):
+        raise SettingError(
+            f"{name} of shape {tuple(orders.shape)} must hold, for each of {n_layers} layers, "
+            f"every number from 0 to {n_units - 1} once"
+        )
+    return orders
+
+
+def _permute_linear(linear: nn.Linear, projection: Projection, orders: dict[Unit, Tensor]) -> None:
+    """Permute the rows and columns that are made of heads or neurons; `orders` are of features."""
+    device = linear.weight.device
+    if projection.rows is not None:
+        order = orders[projection.rows].to(device)
+        blocks = torch.arange(projection.parts, device=device)[:, None] * len(order)
+        rows = (blocks + order).flatten()
+        linear.weight.copy_(linear.weight[rows])
+        if linear.bias is not None:
+            linear.bias.copy_(linear.bias[rows])
+    if projection.columns is not None:
+        linear.weight.copy_(linear.weight[:, orders[projection.columns].to(device)])

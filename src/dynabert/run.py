@@ -322,13 +322,14 @@ def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
         if differing:
             name = differing[0]
             raise SettingError(
-                f"{out} belongs to another run: {', '.join(differing)} differ ({name}: {_brief(saved.get(name))} there, "
-                f"{_brief(identity[name])} here); give another --out, or delete that folder"
+                f"{out} belongs to another run: {', '.join(differing)} differ ({name}: {_brief(saved.get(name))} "
+                f"there, {_brief(identity[name])} here); give another --out, or delete that folder"
             )
         log.info("%s exists: going on where it was", out)
         return
     if out.exists() and any(out.iterdir()):
         raise SettingError(f"{out} is not empty and not a run folder; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
     write_json(path, {"fingerprint": identity, **called})
 
 

@@ -127,7 +127,7 @@ def run_both(case):
     return recorder.records, expected
 
 
-def assert_step_for_step(case, *, rtol=1e-10, weight_atol=1e-10):
+def assert_step_for_step(case, *, rtol=1e-10, weight_atol=1e-10, weight_mean_atol=1e-10):
     got, expected = run_both(case)
     assert len(got) == len(expected) == N_STEPS
     for step, (mine, plain) in enumerate(zip(got, expected, strict=True)):
@@ -141,8 +141,9 @@ def assert_step_for_step(case, *, rtol=1e-10, weight_atol=1e-10):
         for name, weight in plain.weights.items():
             if case.dtype == torch.float32 and ".self.key.bias" in name:
                 continue  # its gradient is zero but for rounding, which AdamW blows up to a whole step
-            difference = (mine.weights[name] - weight).abs().max().item()
-            assert difference <= weight_atol, (step, name, difference)
+            difference = (mine.weights[name] - weight).abs()
+            assert difference.max() <= weight_atol, (step, name, difference.max())
+            assert difference.mean() <= weight_mean_atol, (step, name, difference.mean())
 
 
 @by_dropout
@@ -211,4 +212,4 @@ def test_clipping_warmup_and_decay(clip):
 def test_float32(recipe, dropout):
     """The data type that is really trained in; AdamW's first steps turn rounding of tiny gradients into more."""
     case = Case(with_lr(DEPTH), whole_grid, REDUCTIONS[recipe], dtype=torch.float32, dropout=dropout)
-    assert_step_for_step(case, rtol=1e-5, weight_atol=1e-5)
+    assert_step_for_step(case, rtol=1e-5, weight_atol=0.5 * LR, weight_mean_atol=1e-3 * LR)

@@ -1,7 +1,7 @@
 """A plain, slow reference of the training loop, to compare the fast one with.
 
-It is written from the paper and shares no code with what it checks: every Subnet is a real small network, built anew
-for each step from copies of the leading rows and columns; gradients come from plain autograd and are added back to the
+It is written from the paper and shares no code with what it checks: every Subnet is a real small network, filled anew
+in each step with copies of the leading rows and columns; gradients come from plain autograd and are added back to the
 full network by index; losses are spelled out in loops. Of dynabert it uses only the names of Subnets and the seeds, so
 that both draw the same dropout masks.
 """
@@ -59,11 +59,10 @@ def kept_by_depth(depth: float, n_layers: int) -> list[int]:
     return [math.floor(i / depth) for i in range(round(n_layers * depth))]
 
 
-def build_cut(full: nn.Module, width: float, depth: float) -> tuple[nn.Module, dict[str, tuple[str, int, int | None]]]:
-    """A real small network from a full one, and where each of its parameters comes from.
+def build_cut(full: nn.Module, width: float, depth: float) -> tuple[nn.Module, dict[str, str]]:
+    """A real small network of the shapes of a Subnet, not yet filled with weights.
 
-    :return: the network, and for each parameter its name in the full one, its leading rows, and its leading columns
-        (None for one axis).
+    :return: the network, and for each parameter its name in the full one.
     """
     config = full.config
     n_heads = round(config.num_attention_heads * width)
@@ -75,31 +74,37 @@ def build_cut(full: nn.Module, width: float, depth: float) -> tuple[nn.Module, d
     small.base_model.encoder.layer = nn.ModuleList([small.base_model.encoder.layer[index] for index in layers])
     for layer in small.base_model.encoder.layer:
         for path in HEAD_ROWS:
-            replace(layer, path, rows=attended)
+            shrink(layer, path, rows=attended)
         for path in HEAD_COLUMNS:
-            replace(layer, path, columns=attended)
+            shrink(layer, path, columns=attended)
         for path in NEURON_ROWS:
-            replace(layer, path, rows=neurons)
+            shrink(layer, path, rows=neurons)
         for path in NEURON_COLUMNS:
-            replace(layer, path, columns=neurons)
-    origin = {}
-    for name, parameter in small.named_parameters():
-        rows = parameter.shape[0]
-        columns = parameter.shape[1] if parameter.ndim == 2 else None
-        origin[name] = (name_in_full(name, layers), rows, columns)
-    return small, origin
+            shrink(layer, path, columns=neurons)
+    return small, {name: name_in_full(name, layers) for name, _ in small.named_parameters()}
 
 
-def replace(layer: nn.Module, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
+def shrink(layer: nn.Module, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
     """Put a small linear with its own weights in the place of a large one."""
     parent_path, _, last = path.rpartition(".")
     parent = layer.get_submodule(parent_path)
     old = getattr(parent, last)
-    new = nn.Linear(columns or old.in_features, rows or old.out_features, dtype=old.weight.dtype)
-    with torch.no_grad():
-        new.weight.copy_(old.weight[:rows, :columns])
-        new.bias.copy_(old.bias[:rows])
-    setattr(parent, last, new)
+    setattr(parent, last, nn.Linear(columns or old.in_features, rows or old.out_features, dtype=old.weight.dtype))
+
+
+def leading_part(large: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
+    """The rows and columns of a large tensor that a small one was copied from: the first ones."""
+    if small.ndim == 1:
+        return large[: small.shape[0]]
+    return large[: small.shape[0], : small.shape[1]]
+
+
+@torch.no_grad()
+def fill(small: nn.Module, origin: dict[str, str], masters: dict[str, nn.Parameter]) -> None:
+    """Copy the weights of the full network into a small one, which forgets its gradients."""
+    for name, parameter in small.named_parameters():
+        parameter.copy_(leading_part(masters[origin[name]], parameter))
+        parameter.grad = None
 
 
 def name_in_full(name: str, layers: list[int]) -> str:
@@ -196,6 +201,7 @@ def run_stage(model: nn.Module, teacher: nn.Module | None, batches: list, plan: 
         masters.values(), lr=plan.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=plan.weight_decay
     )
     n_layers = model.config.num_hidden_layers
+    tutors, students = {}, {}
     for step in range(plan.n_steps):
         record, subnets = Record(), plan.subnets(step)
         for parameter in masters.values():
@@ -203,10 +209,17 @@ def run_stage(model: nn.Module, teacher: nn.Module | None, batches: list, plan: 
         for width, depth in subnets:
             target = None
             if teacher is not None:
-                tutor, _ = build_cut(teacher, width if plan.matching_teacher_width else 1.0, 1.0)
+                tutor_width = width if plan.matching_teacher_width else 1.0
+                if tutor_width not in tutors:
+                    tutor, origin = build_cut(teacher, tutor_width, 1.0)
+                    fill(tutor, origin, dict(teacher.named_parameters()))
+                    tutors[tutor_width] = tutor.eval()
                 with torch.no_grad():
-                    target = tutor.eval()(**batches[step].inputs, output_hidden_states=True)
-            student, origin = build_cut(model, width, depth)
+                    target = tutors[tutor_width](**batches[step].inputs, output_hidden_states=True)
+            if (width, depth) not in students:
+                students[width, depth] = build_cut(model, width, depth)
+            student, origin = students[width, depth]
+            fill(student, origin, masters)
             name = Subnet(width, depth).name
             torch.manual_seed(derive_seed(plan.seed, "dropout", plan.stage, step, name))
             output = student.train()(**batches[step].inputs, output_hidden_states=True)
@@ -224,16 +237,11 @@ def run_stage(model: nn.Module, teacher: nn.Module | None, batches: list, plan: 
         yield record
 
 
-def add_gradients(small: nn.Module, origin: dict, masters: dict[str, nn.Parameter]) -> None:
+def add_gradients(small: nn.Module, origin: dict[str, str], masters: dict[str, nn.Parameter]) -> None:
     """Add the gradients of a small network to those of the rows and columns that it was copied from."""
     for name, parameter in small.named_parameters():
-        if parameter.grad is None:
-            continue
-        source, rows, columns = origin[name]
-        if columns is None:
-            masters[source].grad[:rows] += parameter.grad
-        else:
-            masters[source].grad[:rows, :columns] += parameter.grad
+        if parameter.grad is not None:
+            leading_part(masters[origin[name]].grad, parameter).add_(parameter.grad)
 
 
 def clip(parameters, largest: float) -> float:
