@@ -63,6 +63,10 @@ def test_a_fingerprint_tells_texts_labels_and_order_apart(other):
     assert len(fingerprint(rows)) == 16
 
 
+def test_a_fingerprint_tells_columns_from_rows():
+    assert fingerprint(Rows((["a"], ["b"]), None, [0])) != fingerprint(Rows((["a", "b"],), None, [0, 1]))
+
+
 def test_the_fingerprint_of_roles_sees_who_has_which_row():
     left, right = Rows((["a"],), [0], [0]), Rows((["b"],), [1], [1])
     assert Roles(left, right, left, 0).fingerprint != Roles(right, left, left, 0).fingerprint
@@ -214,6 +218,7 @@ def test_sizes_limit_and_seed_are_obeyed(tmp_path):
     assert part.select == full.select
     assert len(part.train) == 20
     assert set(part.train.ids) < set(full.train.ids)
+    assert part.train.ids != full.train.ids[:20]
     assert part == load_task(SST2, folder, select_size=7, limit=20)
     assert part.train.ids != load_task(SST2, folder, select_size=7, limit=20, seed=1).train.ids
     assert load_task(SST2, folder, select_size=7, limit=1000) == full

@@ -81,6 +81,13 @@ def test_texts_of_nothing_but_symbols_are_told_apart():
     assert words_of(":-) !") == (":-)", "!")
 
 
+def test_empty_texts_are_texts_that_equal_each_other():
+    texts = ["", "", *(f"row number {i}" for i in range(20))]
+    for seed in range(10):
+        split = overlap_free_split([texts], [0] * 22, size=5, seed=seed)
+        assert (0 in split.select) == (1 in split.select)
+
+
 def test_a_phrase_of_two_sentences_is_set_aside_when_they_part():
     shared = "a very good film"
     texts = [f"this is {shared}", f"that was {shared} indeed", shared, *(f"number {i} is fine" for i in range(20))]

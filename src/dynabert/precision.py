@@ -41,7 +41,8 @@ class _AddingLinear(torch.autograd.Function):
         ctx.linear.add_gradient(rows, inputs.flatten(0, -2))
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return (grad @ ctx.weight).to(ctx.input_dtype), None, None
+        # Flat rows: for (batch, seq, out) @ a slice, torch copies the slice once for every row of the batch.
+        return (rows @ ctx.weight).to(ctx.input_dtype).view(inputs.shape), None, None
 
 
 class TrainingLinear(ElasticLinear):

@@ -21,7 +21,8 @@ from dynabert.subnet import Subnet, SubnetGrid
 N_STEPS = 4
 LR = 1e-3  # large, so that weights move and a wrong update shows
 TRAINING = Training(precision="fp32", log_every=1, seed=5)
-GRID = SubnetGrid((1.0, 0.25), (1.0, 0.75, 0.5))
+GRID = SubnetGrid((1.0, 0.25), (1.0, 0.75))
+THREE_DEPTHS = SubnetGrid((1.0, 0.25), (1.0, 0.75, 0.5))
 WIDTH, DEPTH = RECIPES["paper"].stages
 REDUCTIONS = {"paper": RECIPES["paper"].reduction, "default": RECIPES["default"].reduction}
 KINDS = {"classes": 3, "regression": 1}
@@ -70,9 +71,14 @@ class Case:
     dropout: float = 0.0
     dtype: torch.dtype = torch.float64
     training: Training = TRAINING
+    grid: SubnetGrid = GRID
 
 
 def whole_grid(step):
+    return [(1.0, 1.0), (1.0, 0.75), (0.25, 1.0), (0.25, 0.75)]
+
+
+def three_depths(step):
     return [(width, depth) for width in (1.0, 0.25) for depth in (1.0, 0.75, 0.5)]
 
 
@@ -91,10 +97,10 @@ def with_lr(stage, **changes):
 def run_both(case):
     """Records of the loop and of the reference."""
     make = {"n_labels": case.n_labels, "dtype": case.dtype, "attention": case.attention, "hidden": 32, "n_neurons": 32}
-    elastic = ElasticModel(tiny_model(case.family, seed=1, dropout=case.dropout, **make), GRID)
+    elastic = ElasticModel(tiny_model(case.family, seed=1, dropout=case.dropout, **make), case.grid)
     stock = tiny_model(case.family, seed=1, dropout=case.dropout, **make)
     taught = case.stage.teacher != "none"
-    teacher = ElasticModel(tiny_model(case.family, seed=2, dropout=case.dropout, **make), GRID) if taught else None
+    teacher = ElasticModel(tiny_model(case.family, seed=2, dropout=case.dropout, **make), case.grid) if taught else None
     stock_teacher = tiny_model(case.family, seed=2, dropout=case.dropout, **make) if taught else None
     batches = FixedBatches(case.n_labels, case.dtype)
 
@@ -176,14 +182,19 @@ def test_teacher_stage(recipe, kind):
 @by_dropout
 def test_sandwich_stage(dropout):
     def drawn(step):
-        middle = [pair for pair in whole_grid(step) if pair not in ((1.0, 1.0), (0.25, 0.5))]
+        middle = [pair for pair in three_depths(step) if pair not in ((1.0, 1.0), (0.25, 0.5))]
         chosen = sorted(middle, key=lambda pair: derive_seed(TRAINING.seed, "sandwich", step, Subnet(*pair).name))[:2]
-        return [pair for pair in whole_grid(step) if pair in chosen or pair not in middle]
+        return [pair for pair in three_depths(step) if pair in chosen or pair not in middle]
 
     assert len({tuple(drawn(step)) for step in range(N_STEPS)}) > 1
     (sandwich,) = RECIPES["sandwich"].stages
     assert sandwich.schedule == Schedule("sandwich", 2)
-    assert_step_for_step(Case(with_lr(sandwich), drawn, dropout=dropout))
+    assert_step_for_step(Case(with_lr(sandwich), drawn, dropout=dropout, grid=THREE_DEPTHS))
+
+
+@by_recipe
+def test_three_depths(recipe):
+    assert_step_for_step(Case(with_lr(DEPTH), three_depths, REDUCTIONS[recipe], grid=THREE_DEPTHS, dropout=0.1))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -207,8 +218,7 @@ def test_clipping_warmup_and_decay(clip):
     assert_step_for_step(Case(with_lr(WIDTH), widths_alone, training=training, dropout=0.1))
 
 
-@by_dropout
-@by_recipe
+@pytest.mark.parametrize(("recipe", "dropout"), [("paper", 0.1), ("default", 0.0)])
 def test_float32(recipe, dropout):
     """The data type that is really trained in; AdamW's first steps turn rounding of tiny gradients into more."""
     case = Case(with_lr(DEPTH), whole_grid, REDUCTIONS[recipe], dtype=torch.float32, dropout=dropout)
