@@ -449,7 +449,10 @@ def spoil_empty(folder):
 
 
 def spoil_header_size(folder):
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 99_000_000) + b" " * 99_000_000)
+    data = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    padded = data[8 : 8 + size].ljust(11 * 2**20)  # still a valid file, only no honest one
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(padded)) + padded + data[8 + size :])
 
 
 def spoil_shape(folder):

@@ -91,7 +91,7 @@ class Recipe:
     name: str
     stages: tuple[Stage, ...]
     reduction: Reduction = Reduction()
-    scores: str = "per-batch"
+    scores: str = "per-example"
 
     def adjusted(
         self, *, epochs: float | None = None, lr: float | None = None, finetune: float | None = None
@@ -132,12 +132,13 @@ RECIPES: dict[str, Recipe] = {
             "paper",
             (replace(_WIDTH, weights=LossWeights(1, 0.1, 0.1)), replace(_DEPTH, weights=LossWeights(1, 1, 1))),
             reduction=PUBLISHED,
+            scores="total",
         ),
         Recipe("sandwich", (_SANDWICH,)),
     )
 }
-"""`paper`: the two distillation stages of DynaBERT with its reductions and loss weights, its learning rate 2e-5 and 3
-epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
+"""`paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5 and
+3 epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
 `default`: the same with the repairs of `Reduction`; the hidden loss is a mean over about ten layers instead of their sum,
 so its weight is ten times the paper's. `sandwich`: one stage, each step the largest, the smallest and two random Subnets.
 """

@@ -144,19 +144,18 @@ SCORES: dict[str, Scoring] = {
     "total": Scoring(_total),
     "published": Scoring(_published, both_sides=True),
 }
-"""Ways to score, by name. With c the contribution h . dL/dh of a head, or a * dL/da of a neuron:
+"""Ways to score, by name. With c the contribution h . dL/dh of a head, or a * dL/da of a neuron, for one example:
 
 - ``per-example``, the default: the sum over examples of abs(c). Differs from the paper: one absolute value for each
-  example rather than one of the total, and meant for training data rather than the development set. In a trained model
-  the contributions of different examples cancel (their total is a derivative by the scale of the outgoing weights, which
-  training brings to zero), so a total is mostly noise, while the sizes are not. Measured by leaving out each head and
-  some neurons of a real encoder: docs/decisions.
-- ``per-batch``: the sum over batches of abs(sum of c), gradients zeroed in between. Differs from the paper likewise, but
-  depends on the size of the batches: with batches of one row it is ``per-example``, with one batch it is ``total``.
-- ``total``: abs(sum of c over all examples). The paper as written (section 2.1, Algorithm 1).
-- ``published``: the official code. Gradients are never zeroed between batches, but each batch adds the absolute value of
-  what has gathered so far, so that early batches count more often; and a neuron's score is the sum of two such estimates,
-  for its incoming weights with bias and for its outgoing ones.
+  example rather than one of the total, and training data rather than the development set. In a trained model the
+  contributions of different examples cancel (their total is a derivative by the scale of the outgoing weights, which
+  training brings to zero), so that a total is mostly noise while the sizes are not.
+- ``per-batch``: the sum over batches of abs(sum of c). Differs from the paper likewise, but depends on the size of the
+  batches: with one row in each it is ``per-example``, with all rows in one it is ``total``.
+- ``total``: abs(sum of c over all examples). The paper as written (section 2.1 and Algorithm 1).
+- ``published``: the official code. Gradients are not zeroed between batches, yet each batch adds the absolute value of
+  what has gathered so far, so early batches count many times; and a neuron's score is the sum of two such estimates,
+  one for its incoming weights with their bias and one for its outgoing weights.
 """
 
 

@@ -1,7 +1,7 @@
 """`Sweep.front` holds exactly the rows that no other row beats, and `Sweep.pick` never leaves the front."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynabert.sweep import Context, Cost, CostName, LatencySettings, Machine, Measurement, Quality, Sweep
@@ -38,6 +38,7 @@ def dominates(one: Measurement, other: Measurement, cost: CostName) -> bool:
 
 
 @pytest.mark.parametrize("cost", ["n_params", "flops", "latency_ms"])
+@settings(deadline=None)
 @given(sweep=sweeps())
 def test_front_is_the_rows_that_nothing_dominates(cost: CostName, sweep: Sweep) -> None:
     front = sweep.front(cost)
@@ -46,6 +47,7 @@ def test_front_is_the_rows_that_nothing_dominates(cost: CostName, sweep: Sweep) 
     assert front.context == sweep.context
 
 
+@settings(deadline=None)
 @given(sweep=sweeps(), limit=SMALL)
 def test_pick_is_on_the_front_of_the_cost_it_limits(sweep: Sweep, limit: int) -> None:
     if any(row.cost.n_params <= limit for row in sweep.rows):

@@ -1,0 +1,107 @@
+"""Scores rank heads and neurons as really leaving each one out does, on small models trained for a few seconds.
+
+What is measured is how far the predictions move, as the rise of the distillation loss (soft cross-entropy with the whole
+network's own logits): that is what a narrow student has to make good. The label loss itself rises or falls with nearly
+equal chance when a unit of a trained network is removed, so its size is compared, not its sign.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import tiny_model
+from scipy.stats import spearmanr
+from torch.nn import functional as F
+
+from dynabert.batches import Batch
+from dynabert.families import family_of
+from dynabert.elastic import layers_of
+from dynabert.losses import soft_cross_entropy
+from dynabert.rewire import score
+
+N_LAYERS, N_HEADS, N_NEURONS, HIDDEN = 2, 8, 32, 32
+BATCH_SIZE, N_STEPS, N_SCORED, N_MEASURED = 64, 300, 20, 512
+SEEDS = (0, 1, 2)
+
+
+def rows(seed, size=BATCH_SIZE):
+    """Tokens of two kinds, 7 to 12 in a row: the label is which kind is more frequent, turned round by token 4; one label
+    in twenty is wrong, so that a trained model still has something to learn from every batch."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(7, 13, (size, 1), generator=random)
+    tokens = torch.randint(4, 20, (size, 12), generator=random)
+    mask = (torch.arange(12) < lengths).long()
+    few, many = ((tokens < 12) & (mask > 0)).sum(1), ((tokens >= 12) & (mask > 0)).sum(1)
+    turned = ((tokens == 4) & (mask > 0)).any(1) ^ (torch.rand(size, generator=random) < 0.05)
+    inputs = {"input_ids": tokens * mask + 1 - mask, "attention_mask": mask}
+    return Batch(inputs, ((few > many) ^ turned).long(), torch.arange(size))
+
+
+class TrainingRows:
+    def __len__(self):
+        return N_SCORED
+
+    def at(self, step):
+        return rows(1000 + step)
+
+
+def train(model, seed):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, N_STEPS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.train()
+        for step in range(N_STEPS):
+            batch = rows(1000 + step % 100)
+            loss = F.cross_entropy(model(**batch.inputs).logits, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class LeavingOneOut:
+    """What leaving out each head (layers, heads) and each neuron (layers, neurons) changes, on rows of its own."""
+
+    model: torch.nn.Module
+    teacher_loss: tuple[torch.Tensor, torch.Tensor]
+    label_loss: tuple[torch.Tensor, torch.Tensor]
+
+
+@functools.cache
+def leaving_one_out(seed):
+    model = train(tiny_model("bert", seed=seed, n_labels=2, dropout=0.1, n_layers=N_LAYERS, n_heads=N_HEADS, hidden=HIDDEN, n_neurons=N_NEURONS), seed)
+    batch = rows(1, N_MEASURED)
+    family = family_of("bert")
+    with torch.no_grad():
+        whole = model(**batch.inputs).logits
+
+        def losses():
+            logits = model(**batch.inputs).logits
+            return torch.stack([soft_cross_entropy(logits, whole, N_MEASURED), F.cross_entropy(logits, batch.labels)])
+
+        before = losses()
+        print(seed, before, (whole.argmax(-1) == batch.labels).float().mean())
+        changes = []
+        for unit, n_units in (("heads", N_HEADS), ("neurons", N_NEURONS)):
+            for layer in layers_of(model, family):
+                weight = layer.get_submodule(family.consuming(unit).path).weight
+                width = weight.shape[1] // n_units
+                for place in range(n_units):
+                    columns = weight[:, place * width : (place + 1) * width]
+                    kept = columns.clone()
+                    columns.zero_()
+                    changes.append(losses() - before)
+                    columns.copy_(kept)
+    table = torch.stack(changes)
+    heads, neurons = table.split([N_LAYERS * N_HEADS, N_LAYERS * N_NEURONS])
+    by_loss = [(heads[:, i].reshape(N_LAYERS, -1), neurons[:, i].reshape(N_LAYERS, -1)) for i in (0, 1)]
+    return LeavingOneOut(model, *by_loss)
+
+
+def agreement(scores, changes):
+    """Rank correlation within each layer, averaged."""
+    return sum(spearmanr(*pair).statistic for pair in zip(scores, changes, strict=True)) / len(scores)

@@ -1,0 +1,182 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_job import small_plan, write_job
+
+from dynabert import cli
+from dynabert.plan import Source
+from dynabert.run import train
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source]:
+    return write_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def finished(job: tuple[Path, Source]) -> Path:
+    out = job[0].parent / "run"
+    train(*job, out, plan=small_plan(), latency=None)
+    return out
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["dynabert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_the_whole_job_from_the_command_line(
+    job: tuple[Path, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, source = job
+    run, small = tmp_path / "run", tmp_path / "small"
+    data = ("--train", source.train, "--validation", source.validation, "--text", "text", "--label", "label")
+    sizes = ("--widths", "1,0.5", "--depths", "1,0.5", "--epochs", 1, "--teacher-epochs", 1, "--lr", 1e-3)
+    assert call(monkeypatch, "train", "--model", encoder, "--out", run, *data, *sizes, "--no-latency") == 0
+    shown = capsys.readouterr()
+    assert "w0.5-d0.5" in shown.out and str(run) in shown.out and "depth" in shown.err
+    assert call(monkeypatch, "measure", run, "--repeats", 2, "--seq", 8, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all(row["cost"]["latency_ms"] > 0 for row in rows)
+    assert call(monkeypatch, "pick", run, "--max-params", rows[-1]["cost"]["n_params"], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["subnet"] == "w0.5-d0.5"
+    assert call(monkeypatch, "extract", run, "--width", 0.5, "--depth", 0.5, "--out", small, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n_params"] == rows[-1]["cost"]["n_params"]
+    assert call(monkeypatch, "predict", small, "film is warm", "--json") == 0
+    (prediction,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert prediction["label"] in ("good", "bad") and 0.5 <= prediction["score"] <= 1
+    (tmp_path / "texts.txt").write_text("film is warm\nplot is flat\n")
+    assert call(monkeypatch, "predict", small, tmp_path / "texts.txt") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+BAD = {
+    "unknown task": (("train", "--model", "M", "--task", "sst", "--out", "OUT"), 2, ("'sst'", "sst2")),
+    "unknown recipe": (("train", "--model", "M", "--task", "sst2", "--recipe", "papr", "--out", "OUT"), 2, ("paper",)),
+    "width out of range": (
+        ("train", "--model", "M", "--task", "sst2", "--widths", "1,1.5", "--out", "OUT"),
+        2,
+        ("1.5",),
+    ),
+    "width no number": (
+        ("train", "--model", "M", "--task", "sst2", "--widths", "1,half", "--out", "OUT"),
+        2,
+        ("half",),
+    ),
+    "no data at all": (("train", "--model", "M", "--out", "OUT"), 2, ("--task",)),
+    "missing data folder": (
+        ("train", "--model", "M", "--task", "sst2", "--data", "GONE", "--out", "OUT"),
+        3,
+        ("GONE",),
+    ),
+    "unknown option": (("train", "--modle", "M"), 2, ("--modle",)),
+    "unknown column": (
+        ("train", "--model", "M", "DATA", "--text", "txt", "--label", "label", "--out", "OUT"),
+        3,
+        ("text",),
+    ),
+    "unknown label column": (
+        ("train", "--model", "M", "DATA", "--text", "text", "--label", "sentiment", "--out", "OUT"),
+        3,
+        ("sentiment", "label"),
+    ),
+    "missing model": (
+        ("train", "--model", "./no/such/model", "DATA", "--text", "text", "--label", "label", "--out", "OUT"),
+        3,
+        ("no/such/model",),
+    ),
+    "two widths with the same heads": (
+        ("train", "--model", "M", "DATA", "--text", "text", "--label", "label", "--widths", "0.5,0.55", "--out", "OUT"),
+        2,
+        ("0.55", "0.5", "heads"),
+    ),
+    "no run folder": (("measure", "GONE"), 3, ("GONE", "run folder")),
+    "bad subnet": (("measure", "RUN", "--subnet", "half"), 2, ("half", "w0.5-d0.75")),
+    "nothing fits": (("pick", "RUN", "--max-params", "10"), 2, ("10",)),
+    "no size": (("extract", "RUN", "--out", "OUT"), 2, ("--subnet",)),
+    "two ways to say a size": (("extract", "RUN", "--subnet", "w1-d1", "--width", "1", "--out", "OUT"), 2, ("both",)),
+    "missing small model": (("predict", "./GONE", "text"), 3, ("GONE",)),
+    "unknown engine": (("measure", "RUN", "--engine", "tpu"), 2, ("tpu", "torch")),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    name: str,
+    job: tuple[Path, Source],
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, code, says = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    files = ["--train", str(job[1].train), "--validation", str(job[1].validation)]
+    named = {"M": [str(job[0])], "RUN": [str(finished)], "OUT": ["out"], "DATA": files}
+    before = (finished / "sweep.json").read_bytes()
+    given = [word for argument in arguments for word in named.get(argument, [argument])]
+    assert call(monkeypatch, *given) == code
+    shown = capsys.readouterr()
+    assert shown.out == "" and len(shown.err.strip().splitlines()) == 1, shown.err
+    for word in says:
+        assert word in shown.err
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+    assert (finished / "sweep.json").read_bytes() == before
+
+
+def spoil(rows: str, kind: str) -> str:
+    lines = rows.splitlines()
+    spoilt = {
+        "empty": "",
+        "no rows": lines[0],
+        "one row": "\n".join(lines[:2]),
+        "no label": "\n".join([*lines[:5], "film is warm,"]),
+    }
+    return spoilt[kind] + "\n" * bool(spoilt[kind])
+
+
+@pytest.mark.parametrize("kind", ["empty", "no rows", "one row", "no label"])
+def test_bad_rows_are_one_line_with_exit_code_3(
+    kind: str,
+    job: tuple[Path, Source],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert job[1].train is not None
+    bad = tmp_path / "bad.csv"
+    bad.write_text(spoil(job[1].train.read_text(), kind))
+    data = ("--train", bad, "--validation", job[1].validation, "--text", "text", "--label", "label")
+    assert call(monkeypatch, "train", "--model", job[0], "--out", tmp_path / "out", *data) == 3
+    shown = capsys.readouterr()
+    assert len(shown.err.strip().splitlines()) == 1 and "bad.csv" in shown.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_answers_in_half_a_second() -> None:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    program = "import sys; from dynabert import cli; sys.argv = ['dynabert', '--help']\ntry: cli.main()\nfinally: "
+    program += "print('torch' in sys.modules, 'transformers' in sys.modules, 'numpy' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert "train" in shown.stdout and shown.stdout.splitlines()[-1] == "False False False"
+    # What takes time is kept out, above. The clock is only a coarse net, on the best of three on a busy machine.
+    times = []
+    for _ in range(3):
+        started = os.times().children_user
+        subprocess.run(
+            [sys.executable, "-m", "dynabert.cli", "--help"], capture_output=True, env=environment, check=True
+        )
+        times.append(os.times().children_user - started)
+    assert min(times) < 0.5
+
+
+def test_every_command_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "measure", "pick", "extract", "predict", "demo"):
+        assert call(monkeypatch, command, "--help") == 0
+        assert len(capsys.readouterr().out.splitlines()) > 5

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+from small_job import write_encoder
+
+from dynabert.errors import DataError, ModelFileError
+from dynabert.loading import load, load_tokenizer, save_model
+from dynabert.predict import predict_lines
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_encoder(folder / "encoder")
+    model = load(folder / "encoder", n_labels=2)
+    model.config.id2label = {0: "bad", 1: "good"}
+    save_model(model, folder / "classifier", tokenizer=load_tokenizer(folder / "encoder"))
+    save_model(
+        load(folder / "encoder", problem="regression"), folder / "scorer", tokenizer=load_tokenizer(folder / "encoder")
+    )
+    return folder
+
+
+def test_each_line_gets_what_the_model_says_of_it_alone(model_dir: Path) -> None:
+    lines = ["film is warm", "", "plot is flat number 3\n", "cast is dull\tscene is bright"]
+    found = list(predict_lines(model_dir / "classifier", lines, batch_size=2))
+    assert [prediction.text for prediction in found] == [line.strip() for line in lines if line]
+    model, tokenizer = load(model_dir / "classifier"), load_tokenizer(model_dir / "classifier")
+    for prediction in found:
+        parts = prediction.text.split("\t")
+        inputs = tokenizer(*[[part] for part in parts], return_tensors="pt")
+        with torch.inference_mode():
+            best = model(**inputs).logits.softmax(-1)[0].max(-1)
+        assert prediction.label == ("bad", "good")[int(best.indices)]
+        assert prediction.score == pytest.approx(float(best.values), abs=1e-5)
+
+
+def test_a_regression_gives_scores_without_labels(model_dir: Path) -> None:
+    (found,) = predict_lines(model_dir / "scorer", ["film is warm\tfilm is witty"])
+    assert found.label is None and isinstance(found.score, float)
+
+
+def test_three_texts_in_a_line_are_refused(model_dir: Path) -> None:
+    with pytest.raises(DataError, match="3 tab-separated"):
+        list(predict_lines(model_dir / "classifier", ["a\tb\tc"]))
+
+
+def test_an_encoder_without_a_head_is_refused(model_dir: Path) -> None:
+    with pytest.raises(ModelFileError, match="no classification head"):
+        list(predict_lines(model_dir / "encoder", ["film"]))

@@ -1,0 +1,171 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_job import small_plan, write_job
+
+from dynabert.distill import Hooks, StepReport
+from dynabert.elastic import ElasticModel
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.files import sha256_of
+from dynabert.loading import load
+from dynabert.plan import Plan, Source
+from dynabert.run import extract_run, load_result, load_sweep, measure_run, train
+from dynabert.subnet import Subnet, SubnetGrid
+
+
+class Interrupt(Hooks):
+    """Stops a stage as a crash would, after some of its steps."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step = stage, step
+
+    def stepped(self, report: StepReport) -> None:
+        if (report.stage, report.step) == (self.stage, self.step):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source]:
+    return write_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def finished(job: tuple[Path, Source]) -> Path:
+    encoder, source = job
+    train(encoder, source, encoder.parent / "run", plan=small_plan(), latency=None)
+    return encoder.parent / "run"
+
+
+def test_a_run_leaves_teacher_result_sweep_and_metrics(finished: Path) -> None:
+    sweep = load_sweep(finished)
+    assert [row.subnet for row in sweep.rows] == ["w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5"]
+    assert [row.n_layers for row in sweep.rows] == [2, 1, 2, 1]
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    depth = [line for line in lines if line.get("stage") == "depth" and "losses" in line]
+    assert set(depth[0]["losses"]) == {row.subnet for row in sweep.rows}
+    assert set(depth[0]["losses"]["w0.5-d0.5"]) == {"logits", "hidden", "embeddings"}
+    assert not list((finished / "checkpoints").glob("*")) if (finished / "checkpoints").exists() else True
+    assert load(finished / "teacher").config.id2label == {0: "bad", 1: "good"}
+
+
+def test_the_trained_network_has_learned_the_task(finished: Path) -> None:
+    sweep = load_sweep(finished)
+    assert sweep.context.reference > 0.9
+    assert sum(row.metric for row in sweep.rows) / len(sweep.rows) > 0.7  # chance is 0.5
+
+
+def test_measuring_again_gives_the_same_sweep(finished: Path) -> None:
+    again = measure_run(finished, latency=None)
+    assert [row.quality for row in again.rows] == [row.quality for row in load_sweep(finished).rows]
+    one = measure_run(finished, subnets=(Subnet(0.5, 0.5),), latency=None)
+    assert one.rows[0].quality == again.rows[-1].quality
+    assert len(load_sweep(finished).rows) == 4, "measuring a part must not replace the sweep of the whole grid"
+
+
+def test_the_same_command_again_does_nothing_but_measure(finished: Path, job: tuple[Path, Source]) -> None:
+    before = sha256_of(finished / "elastic" / "model.safetensors")
+    steps: list[int] = []
+    hooks = Hooks()
+    hooks.stepped = lambda report: steps.append(report.step)  # type: ignore[method-assign]
+    train(job[0], job[1], finished, plan=small_plan(), latency=None, hooks=hooks)
+    assert steps == []
+    assert sha256_of(finished / "elastic" / "model.safetensors") == before
+
+
+@pytest.mark.parametrize(("stage", "step"), [("teacher", 7), ("width", 3), ("depth", 4)])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path, stage: str, step: int
+) -> None:
+    plan = small_plan(checkpoint_minutes=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(job[0], job[1], tmp_path / "run", plan=plan, latency=None, hooks=Interrupt(stage, step))
+    assert list((tmp_path / "run" / "checkpoints").glob(f"{stage}-*")), "the interrupted stage left a checkpoint"
+    train(job[0], job[1], tmp_path / "run", plan=plan, latency=None)
+    resumed, whole = (load(folder / "elastic").state_dict() for folder in (tmp_path / "run", finished))
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_another_run_in_the_folder_is_refused_and_the_field_named(finished: Path, job: tuple[Path, Source]) -> None:
+    plan = small_plan()
+    other = {
+        "seed": replace(plan, training=replace(plan.training, seed=7)),
+        "widths": replace(plan, grid=SubnetGrid((1, 0.25), (1, 0.5))),
+        "recipe": replace(plan, recipe=plan.recipe.adjusted(lr=5e-4)),
+        "batch_size": replace(plan, batch_size=8),
+    }
+    for field, changed in other.items():
+        with pytest.raises(SettingError, match=field) as caught:
+            train(job[0], job[1], finished, plan=changed, latency=None)
+        assert "\n" not in str(caught.value) and "--out" in str(caught.value)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(job: tuple[Path, Source], tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(SettingError, match="not empty"):
+        train(job[0], job[1], tmp_path, plan=small_plan(), latency=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_results_of_an_unfinished_or_missing_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="not a run folder"):
+        load_result(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ModelFileError, match="has not finished"):
+        load_sweep(tmp_path)
+
+
+def test_a_damaged_result_is_an_error_and_not_trained_again(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(finished, tmp_path / "run")
+    weights = copy / "elastic" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(ModelFileError, match=r"model\.safetensors"):
+        train(job[0], job[1], copy, plan=small_plan(), latency=None)
+
+
+def test_extract_writes_a_model_that_answers_as_the_view(finished: Path, tmp_path: Path) -> None:
+    cut = extract_run(finished, Subnet(0.5, 0.5), tmp_path / "small")
+    assert cut.loads_with == "dynabert or trust_remote_code"
+    elastic = ElasticModel.from_pretrained(finished / "elastic")
+    inputs = {"input_ids": torch.tensor([[0, 5, 14, 2]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with torch.inference_mode():
+        expected = elastic.at(Subnet(0.5, 0.5))(**inputs).logits
+        assert torch.allclose(load(tmp_path / "small")(**inputs).logits, expected, atol=1e-5)
+    assert cut.n_params == sum(p.numel() for p in load(tmp_path / "small").parameters())
+
+
+def test_extract_does_not_overwrite_a_folder_of_something_else(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(SettingError, match="not empty"):
+        extract_run(finished, Subnet(0.5, 0.5), tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_with_the_right_head_is_its_own_teacher(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path
+) -> None:
+    plan = replace(small_plan(), teacher="auto")
+    train(finished / "teacher", job[1], tmp_path / "run", plan=plan, latency=None)
+    stages = {json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"width", "depth"}
+
+
+def test_source_wants_a_task_or_own_files() -> None:
+    with pytest.raises(SettingError, match="--label"):
+        Source(train=Path("a.csv"), validation=Path("b.csv"), text="text")
+    with pytest.raises(SettingError, match="not both"):
+        Source(task="sst2", train=Path("a.csv"))
+    source = Source("sst2", Path("data"), limit=10)
+    assert Source.from_json(source.to_json()).folder == Path("data").absolute()
+
+
+def test_the_finetune_stage_comes_last() -> None:
+    plan = Plan(recipe=Plan().recipe.adjusted(finetune=1))
+    assert [stage.name for stage in plan.recipe.stages] == ["width", "depth", "finetune"]
