@@ -1,4 +1,4 @@
-"""Three directions of the paper, on one task: does rewiring help, does distillation help, what does depth cost the widths.
+"""Three directions of the paper on one task: does rewiring help, does distillation, what does depth cost the widths.
 
     DYNABERT_DATA=DIR python runs/directions.py --task sst2 --limit 10000 --json docs/results/directions-sst2.json
     DYNABERT_DATA=DIR python runs/directions.py --task cola --json docs/results/directions-cola.json

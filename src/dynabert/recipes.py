@@ -137,10 +137,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe("sandwich", (_SANDWICH,)),
     )
 }
-"""`paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5 and
-3 epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
-`default`: the same with the repairs of `Reduction`; the hidden loss is a mean over about ten layers instead of their sum,
-so its weight is ten times the paper's. `sandwich`: one stage, each step the largest, the smallest and two random Subnets.
+"""`paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5
+and 3 epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
+`default`: the same with the repairs of `Reduction` and scores of each example; the hidden loss is a mean over about ten
+layers instead of their sum, so its weight is ten times the paper's. `sandwich`: one stage, each step the largest, the
+smallest and two random Subnets.
 """
 
 
