@@ -1,5 +1,7 @@
 """Tiny models and batches that the tests of every module use."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
@@ -81,3 +83,17 @@ def tiny_batch(seed: int = 0, batch: int = 5, seq: int = 11, *, n_labels: int = 
         labels = torch.randint(0, n_labels, (batch,), generator=random)
     inputs = {"input_ids": tokens * mask + PAD_ID * (1 - mask), "attention_mask": mask, "token_type_ids": types}
     return Batch(inputs, labels, 100 * seed + torch.arange(batch))
+
+
+class TinyBatches:
+    """Training batches of different shapes, the same ones in every epoch: what `train_stage` draws from."""
+
+    def __init__(self, n_steps: int = 4, *, n_labels: int = 3, dtype: torch.dtype = torch.float32) -> None:
+        drawn = [tiny_batch(seed, batch=3 + seed % 4, seq=5 + seed % 4, n_labels=n_labels) for seed in range(n_steps)]
+        self.list = drawn if n_labels > 1 else [replace(batch, labels=batch.labels.to(dtype)) for batch in drawn]
+
+    def __len__(self) -> int:
+        return len(self.list)
+
+    def at(self, step: int) -> Batch:
+        return self.list[step % len(self.list)]

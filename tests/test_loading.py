@@ -279,7 +279,7 @@ def put(name, tensor):
         (put("classifier.bias", torch.ones(3, dtype=torch.int8)), "holds I8 numbers"),
         (put("embeddings.word_embeddings.weight", torch.ones(48, 64)), "is there twice"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_weights_that_do_not_fit_are_named(change, words, folder):
     edit_weights(folder, change)

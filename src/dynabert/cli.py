@@ -160,13 +160,16 @@ def extract(
     subnet: SubnetName = None,
     width: Width = None,
     depth: Depth = None,
+    pad_heads: Annotated[
+        bool, typer.Option("--pad-heads", help="Fill the cut heads with zeros: stock format, attention keeps its cost.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Cut one size out of a run: a small Hugging Face folder that works on its own."""
     from dynabert.run import extract_run
 
     chosen = _subnet(subnet, width, depth)
-    cut = extract_run(run, chosen, out)
+    cut = extract_run(run, chosen, out, pad_heads=pad_heads)
     if as_json:
         _print_json({"subnet": chosen.name, **asdict(cut), "folder": str(cut.folder)})
     else:

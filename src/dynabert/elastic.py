@@ -12,6 +12,7 @@ What the neural-architecture-search literature calls a super-network is `Elastic
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, cast
@@ -201,21 +202,40 @@ class ElasticModel:
                 self._views[subnet] = make_view(self.model, self.family, self.slices(subnet), shape=self.shape)
             return self._views[subnet]
 
-    def extract(self, subnet: Subnet) -> "PreTrainedModel":
+    def extract(self, subnet: Subnet, *, pad_heads: bool = False) -> "PreTrainedModel":
         """A small dense model with its own weights, equal to the view of a Subnet.
 
         Where all heads are kept it is a stock Hugging Face model. With fewer heads its class is the family's narrow one
         from `dynabert.modeling`, which loads with `dynabert.load`, with `Auto*` after ``import dynabert``, and with
         ``trust_remote_code=True`` where dynabert is not installed.
 
+        :param pad_heads: keep the place of the heads that are cut, with weights of zero: the same answers from a stock
+            model, but attention costs as much as with all heads.
         :raises SettingError: a Subnet that this encoder does not have.
         """
         from dynabert.modeling import small_model
 
-        view = self.at(subnet)
-        return small_model(
-            view, active_state(view), slices=self.slices(subnet), shape=self.shape, subnet_name=subnet.name
-        )
+        slices = self.slices(subnet)
+        if not pad_heads:
+            view = self.at(subnet)
+            return small_model(view, active_state(view), slices=slices, shape=self.shape, subnet_name=subnet.name)
+        wide = tuple(replace(part, n_heads=self.shape.n_heads) for part in slices)
+        view = make_view(self.model, self.family, wide, shape=self.shape)
+        small = small_model(view, active_state(view), slices=wide, shape=self.shape, subnet_name=subnet.name)
+        for layer, part in zip(layers_of(small, self.family), slices, strict=True):
+            self._zero_heads_after(layer, part.n_heads * self.shape.head_dim)
+        return small
+
+    @torch.no_grad()
+    def _zero_heads_after(self, layer: nn.Module, n_features: int) -> None:
+        for projection in self.family.projections:
+            linear = cast(nn.Linear, layer.get_submodule(projection.path))
+            if projection.rows == "heads":
+                for tensor in (linear.weight, linear.bias):
+                    if tensor is not None:
+                        tensor.unflatten(0, (projection.parts, -1))[:, n_features:] = 0
+            elif projection.columns == "heads":
+                linear.weight[:, n_features:] = 0
 
     def copy(self) -> "ElasticModel":
         """An independent copy, weights included: a teacher that stays as it is while this one trains."""

@@ -17,6 +17,9 @@ from rich.progress import (
 from dynabert.distill import Hooks, Snapshot, StepReport
 from dynabert.recipes import Stage
 
+LOADERS = """Extracted sizes that keep all heads (h1-...) will load with stock transformers; those with fewer heads with
+dynabert, or with trust_remote_code=True where it is not installed."""
+
 
 class Bars(Hooks):
     """Hooks that draw: one bar a stage. On a stream that is no terminal they write a line at each evaluation."""
@@ -26,7 +29,9 @@ class Bars(Hooks):
         self._bars: dict[str, TaskID] = {}
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
-        """A bar for the stage, from the step that it goes on at."""
+        """A bar for the stage, from the step that it goes on at; before the first, what will load the results."""
+        if not self._bars:
+            self.progress.console.print(LOADERS)
         self._bars[stage.name] = self.progress.add_task(stage.name, total=n_steps, completed=step, note="")
 
     def stepped(self, report: StepReport) -> None:

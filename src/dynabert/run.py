@@ -272,20 +272,22 @@ class Extracted:
     loads_with: str
 
 
-def extract_run(out: str | Path, subnet: Subnet, folder: str | Path) -> Extracted:
+def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:
     """Write one Subnet of a run as a small model with its tokenizer.
 
     :param out: the run folder.
     :param subnet: which; those of the grid were trained, any other one works less well.
     :param folder: where to.
+    :param pad_heads: see `ElasticModel.extract`: stock transformers loads it, but attention keeps its cost.
     :raises SettingError: a folder that holds something else than a model.
     """
     elastic, folder = load_result(out), Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise SettingError(f"{folder} is not empty and holds no model; give another --out")
-    small = elastic.extract(subnet)
+    loader = loads_with(elastic.shape, elastic.slices(subnet if not pad_heads else Subnet()))
+    small = elastic.extract(subnet, pad_heads=pad_heads)
     save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
-    return Extracted(folder, count_params(small), loads_with(elastic.shape, elastic.slices(subnet)))
+    return Extracted(folder, count_params(small), loader)
 
 
 def _has_head(model: str | Path, task: Task) -> bool:

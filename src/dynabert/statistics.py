@@ -192,16 +192,16 @@ def grid_difference(
     if len(n_seeds) > 1 or 0 in n_seeds:
         raise SettingError(f"cannot pair {sorted(n_seeds)} seeds; give predictions of the same seeds on both sides")
     shape = (2, len(sides[0]), n_seeds.pop())
-    runs = [run for side in sides for name in sides[0] for run in side[name]]
+    runs = [run for side in sides for by_seed in side.values() for run in by_seed]
     _check(labels, runs, n, level)
 
     random = np.random.default_rng(seed)
     measured = np.array([metric_fn(labels, run) for run in runs]).reshape(shape)
     resampled = _resampled(metric_fn, labels, runs, n, random).reshape(n, *shape)
     # (resamples, seeds): a - b of the mean over the Subnets
-    by_seed = (resampled[:, 0] - resampled[:, 1]).mean(axis=1)
+    gains = (resampled[:, 0] - resampled[:, 1]).mean(axis=1)
     drawn = random.integers(0, shape[2], (n, shape[2]))
-    differences = np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
+    differences = np.take_along_axis(gains, drawn, axis=1).mean(axis=1)
     return Difference(float((measured[0] - measured[1]).mean()), *_bounds(differences, level))
 
 

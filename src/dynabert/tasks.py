@@ -20,41 +20,27 @@ def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
 
 
 def _accuracy_f1(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    n_claimed = np.sum(labels == 1) + np.sum(predictions == 1)
-    hits = np.sum((labels == 1) & (predictions == 1))
-    return _accuracy(labels, predictions) | {"f1": float(2 * hits / n_claimed) if n_claimed else 0.0}
+    from sklearn.metrics import f1_score
+
+    return _accuracy(labels, predictions) | {"f1": float(f1_score(labels, predictions, zero_division=0))}
 
 
 def _matthews(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Matthews' coefficient for any number of classes: the correlation of two one-hot matrices (Gorodkin 2004)."""
-    classes = np.union1d(labels, predictions)
-    truth, guess = ((side[:, None] == classes).astype(np.float64) for side in (labels, predictions))
-    truth, guess = truth - truth.mean(axis=0), guess - guess.mean(axis=0)
-    return {"matthews": _cosine(truth.ravel(), guess.ravel())}
+    from sklearn.metrics import matthews_corrcoef
+
+    # Of a single class it warns; nothing can be correlated with a constant.
+    constant = np.ptp(labels) == 0 or np.ptp(predictions) == 0
+    return {"matthews": 0.0 if constant else float(matthews_corrcoef(labels, predictions))}
 
 
 def _pearson_spearman(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    ranks = _correlation(_ranks(labels), _ranks(predictions))
-    return {"pearson": _correlation(labels, predictions), "spearman": ranks}
+    from scipy.stats import pearsonr, spearmanr
 
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
-def _correlation(left: np.ndarray, right: np.ndarray) -> float:
-    # The mean of equal numbers is not always that number, so what is constant is seen before it is centred.
-    if left.min() == left.max() or right.min() == right.max():
-        return 0.0
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    return _cosine(left - left.mean(), right - right.mean())
-
-
-def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    lengths = np.linalg.norm(left) * np.linalg.norm(right)
-    return float(np.clip(left @ right / lengths, -1.0, 1.0)) if lengths > 0 else 0.0
+    # Of constant numbers scipy gives NaN with a warning; a model that says the same of every row has learned nothing.
+    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    pair = labels.astype(np.float64), predictions.astype(np.float64)
+    return {"pearson": float(pearsonr(*pair).statistic), "spearman": float(spearmanr(*pair).statistic)}
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {

@@ -75,6 +75,19 @@ def test_all_heads_kept_make_a_stock_model(family):
 
 
 @by_family
+def test_padded_heads_make_a_stock_model_with_the_same_answers(family):
+    elastic = ElasticModel(tiny_model(family))
+    batch = tiny_batch()
+    for subnet in (Subnet(0.5, 0.5), Subnet(0.25), Subnet(heads=0.5, neurons=0.25, depth=0.75)):
+        padded = elastic.extract(subnet, pad_heads=True)
+        assert type(padded) is type(elastic.model) and padded.config.model_type == family
+        for got, expected in zip(
+            tensors(outputs(padded, batch, "sdpa")), tensors(outputs(elastic.at(subnet), batch, "sdpa")), strict=True
+        ):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@by_family
 def test_its_weights_are_its_own(family):
     elastic = ElasticModel(tiny_model(family))
     batch = tiny_batch()

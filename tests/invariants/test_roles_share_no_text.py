@@ -11,9 +11,9 @@ from dynabert.tasks import TASKS
 
 @pytest.fixture(scope="module")
 def sst2(data_dir):
-    start = time.perf_counter()
+    start = time.process_time()
     roles = load_task(TASKS["sst2"], data_dir)
-    return roles, time.perf_counter() - start
+    return roles, time.process_time() - start
 
 
 def spans(text: str, at_most: int) -> set[tuple[str, ...]]:
@@ -35,7 +35,7 @@ def test_sst2_is_split_in_seconds_and_little_is_set_aside(sst2):
     assert len(roles.select) == 2000
     assert len(roles.train) + len(roles.select) + roles.n_set_aside == 67_349
     assert roles.n_set_aside < 200
-    assert seconds < 30  # 3 on a machine that does nothing else
+    assert seconds < 20  # of the processor; about 3 were measured
 
 
 def test_no_sst2_text_of_one_role_stands_inside_one_of_the_other(sst2):

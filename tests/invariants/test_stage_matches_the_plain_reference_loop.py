@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import tiny_batch, tiny_model
+from helpers import TinyBatches, tiny_model
 from reference import loop
 
 from dynabert.distill import Hooks, Training, train_stage
@@ -30,21 +30,6 @@ KINDS = {"classes": 3, "regression": 1}
 by_recipe = pytest.mark.parametrize("recipe", REDUCTIONS)
 by_kind = pytest.mark.parametrize("kind", KINDS)
 by_dropout = pytest.mark.parametrize("dropout", [0.0, 0.1])
-
-
-class FixedBatches:
-    """A few batches of different shapes; one epoch is all of them."""
-
-    def __init__(self, n_labels, dtype):
-        self.list = [tiny_batch(seed, batch=3 + seed, seq=5 + seed, n_labels=n_labels) for seed in range(N_STEPS)]
-        if n_labels == 1:
-            self.list = [type(b)(b.inputs, b.labels.to(dtype), b.ids) for b in self.list]
-
-    def __len__(self):
-        return len(self.list)
-
-    def at(self, step):
-        return self.list[step]
 
 
 class Recorder(Hooks):
@@ -102,7 +87,7 @@ def run_both(case):
     taught = case.stage.teacher != "none"
     teacher = ElasticModel(tiny_model(case.family, seed=2, dropout=case.dropout, **make), case.grid) if taught else None
     stock_teacher = tiny_model(case.family, seed=2, dropout=case.dropout, **make) if taught else None
-    batches = FixedBatches(case.n_labels, case.dtype)
+    batches = TinyBatches(N_STEPS, n_labels=case.n_labels, dtype=case.dtype)
 
     recorder = Recorder(elastic.model)
     train_stage(

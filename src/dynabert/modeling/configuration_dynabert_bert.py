@@ -15,7 +15,6 @@ class DynaBertBertConfig(BertConfig):
     """
 
     model_type = "dynabert-bert"
-    _auto_class = "AutoConfig"
 
     head_dim: int | None = None
     kept: list[list[int]] | None = None

@@ -15,7 +15,6 @@ class DynaBertCamembertConfig(CamembertConfig):
     """
 
     model_type = "dynabert-camembert"
-    _auto_class = "AutoConfig"
 
     head_dim: int | None = None
     kept: list[list[int]] | None = None

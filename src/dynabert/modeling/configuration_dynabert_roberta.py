@@ -15,7 +15,6 @@ class DynaBertRobertaConfig(RobertaConfig):
     """
 
     model_type = "dynabert-roberta"
-    _auto_class = "AutoConfig"
 
     head_dim: int | None = None
     kept: list[list[int]] | None = None

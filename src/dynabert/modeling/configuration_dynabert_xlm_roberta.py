@@ -15,7 +15,6 @@ class DynaBertXLMRobertaConfig(XLMRobertaConfig):
     """
 
     model_type = "dynabert-xlm-roberta"
-    _auto_class = "AutoConfig"
 
     head_dim: int | None = None
     kept: list[list[int]] | None = None
