@@ -43,11 +43,11 @@ def test_the_whole_job_from_the_command_line(
     assert "w0.5-d0.5" in shown.out and str(run) in shown.out and "depth" in shown.err
     assert call(monkeypatch, "measure", run, "--repeats", 2, "--seq", 8, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert all(row["cost"]["latency_ms"] > 0 for row in rows)
-    assert call(monkeypatch, "pick", run, "--max-params", rows[-1]["cost"]["n_params"], "--json") == 0
+    assert all(row["latency_ms"] > 0 for row in rows)
+    assert call(monkeypatch, "pick", run, "--max-params", rows[-1]["n_params"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["subnet"] == "w0.5-d0.5"
     assert call(monkeypatch, "extract", run, "--width", 0.5, "--depth", 0.5, "--out", small, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["n_params"] == rows[-1]["cost"]["n_params"]
+    assert json.loads(capsys.readouterr().out)["n_params"] == rows[-1]["n_params"]
     assert call(monkeypatch, "predict", small, "film is warm", "--json") == 0
     (prediction,) = json.loads(capsys.readouterr().out)["predictions"]
     assert prediction["label"] in ("good", "bad") and 0.5 <= prediction["score"] <= 1

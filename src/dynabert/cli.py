@@ -146,7 +146,7 @@ def pick(
         max_params=max_params, max_flops=max_flops, max_latency_ms=max_latency_ms, min_metric=min_metric
     )
     if as_json:
-        _print_json(asdict(row))
+        _print_json(row.to_dict())
     else:
         cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {row.cost.flops / 1e9:.2f} GFLOPs"
         typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers} of {row.of_layers} layers, {cost}")
@@ -286,7 +286,7 @@ def _lines(texts: list[str]) -> Iterator[str]:
 
 def _print_sweep(sweep: "Sweep", *, as_json: bool) -> None:
     if as_json:
-        _print_json(asdict(sweep))
+        _print_json(sweep.to_dict())
     else:
         typer.echo(sweep.table())
 

@@ -143,6 +143,12 @@ class Measurement:
         """The main metric."""
         return next(iter(self.quality.metrics.values()))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, flat: the fields of quality and cost beside the others."""
+        fields = asdict(self)
+        quality, cost = fields.pop("quality"), fields.pop("cost")
+        return {**fields, **quality, **cost}
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -247,12 +253,12 @@ class Sweep:
 
         :raises StorageError: disk full, no permission, or an I/O error.
         """
-        rows = []
-        for row in self.rows:
-            fields = asdict(row)
-            quality, cost = fields.pop("quality"), fields.pop("cost")
-            rows.append({**fields, **quality, **cost})
-        write_json(path, {"format_version": FORMAT_VERSION, "context": asdict(self.context), "rows": rows})
+        write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON file holds: plain values, rows flat."""
+        rows = [row.to_dict() for row in self.rows]
+        return {"format_version": FORMAT_VERSION, "context": asdict(self.context), "rows": rows}
 
     @classmethod
     def from_json(cls, path: StrPath) -> "Sweep":

@@ -51,16 +51,17 @@ class TrainingRows:
 
 
 def train(model, seed):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, N_STEPS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 20, 1) * (1 - step / N_STEPS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.train()
         for step in range(N_STEPS):
-            batch = rows(1000 + step % 100)
+            batch = rows(1000 + step)
             loss = F.cross_entropy(model(**batch.inputs).logits, batch.labels)
             optimizer.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     return model.eval()
