@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dynabert.elastic import ElasticModel
-from dynabert.errors import NonFiniteError, SettingError
+from dynabert.errors import NonFiniteError, SettingError, one_of
 from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weighted_sum
-from dynabert.precision import TrainingViews
+from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, matched_states
@@ -64,7 +64,9 @@ class Training:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
             raise SettingError(f"warmup {self.warmup} is a share of the steps; give a number in [0, 1)")
-        if self.clip <= 0 or self.weight_decay < 0 or self.checkpoint_minutes < 0 or self.log_every < 1:
+        if self.precision not in PRECISIONS:
+            raise SettingError(one_of("precision", self.precision, PRECISIONS))
+        if not self.clip > 0 or self.weight_decay < 0 or self.checkpoint_minutes < 0 or self.log_every < 1:
             raise SettingError("clip and log_every must be above 0, weight_decay and checkpoint_minutes not negative")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise SettingError(f"evaluate_every {self.evaluate_every} must be 1 step or more")

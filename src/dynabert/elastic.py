@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynabert.errors import ModelFileError, SettingError
+from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.families import Family, Projection, Unit, family_of
-from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid, kept_layers
+from dynabert.subnet import DEPTH_RULES, DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid, kept_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,7 +128,7 @@ def make_view(
             layer.set_submodule(projection.path, cut)
     view.base_model.set_submodule(family.layers, layers)
     view.config.num_hidden_layers = len(slices)
-    return view
+    return view.train(model.training)  # what was put in starts in training mode
 
 
 def _active_sizes(source: nn.Linear, projection: Projection, part: LayerSlice, shape: EncoderShape) -> tuple[int, int]:
@@ -178,9 +178,12 @@ class ElasticModel:
         self.grid.check(self.shape, depth_rule)
         self.depth_rule: DepthRule = depth_rule
         self._kept = {depth: kept_layers(depth, self.shape.n_layers, depth_rule) for depth in self.grid.depths}
-        self._kept.update(kept or {})
+        for depth, layers in (kept or {}).items():
+            _check_layers(depth, layers, self.shape.n_layers)
+            self._kept[depth] = tuple(layers)
         self._views: dict[Subnet, PreTrainedModel] = {}
         self._lock = Lock()
+        self._pattern = share(model)
 
     def slices(self, subnet: Subnet) -> tuple[LayerSlice, ...]:
         """What a Subnet keeps of this encoder, one slice for each executed layer."""
@@ -199,8 +202,17 @@ class ElasticModel:
         """
         with self._lock:
             if subnet not in self._views:
-                self._views[subnet] = make_view(self.model, self.family, self.slices(subnet), shape=self.shape)
+                self._views[subnet] = self.make_view(self.slices(subnet))
             return self._views[subnet]
+
+    def make_view(self, slices: tuple[LayerSlice, ...], *, linear: LinearFactory = ElasticLinear) -> "PreTrainedModel":
+        """A new view of any slices, not cached, in the model's own mode; `linear` makes its cut linears.
+
+        It is made from a copy of the model's modules that never runs: transformers hangs hooks on a model at its first
+        request for hidden states, and a view copied meanwhile would have some of them twice.
+        """
+        view = make_view(self._pattern, self.family, slices, shape=self.shape, linear=linear)
+        return view.train(self.model.training)
 
     def extract(self, subnet: Subnet, *, pad_heads: bool = False) -> "PreTrainedModel":
         """A small dense model with its own weights, equal to the view of a Subnet.
@@ -220,7 +232,7 @@ class ElasticModel:
             view = self.at(subnet)
             return small_model(view, active_state(view), slices=slices, shape=self.shape, subnet_name=subnet.name)
         wide = tuple(replace(part, n_heads=self.shape.n_heads) for part in slices)
-        view = make_view(self.model, self.family, wide, shape=self.shape)
+        view = self.make_view(wide)
         small = small_model(view, active_state(view), slices=wide, shape=self.shape, subnet_name=subnet.name)
         for layer, part in zip(layers_of(small, self.family), slices, strict=True):
             self._zero_heads_after(layer, part.n_heads * self.shape.head_dim)
@@ -245,6 +257,7 @@ class ElasticModel:
         """Move the model, in place. Views taken before are void: take them again with `at`."""
         with self._lock:
             self.model.to(device)  # type: ignore[arg-type]
+            self._pattern = share(self.model)
             self._views.clear()
 
     def description(self) -> dict[str, object]:
@@ -302,7 +315,21 @@ class ElasticModel:
         if not description.exists():
             return cls(model, grid)
         saved_grid, depth_rule, kept = parse_description(description)
-        return cls(model, grid or saved_grid, depth_rule=depth_rule, kept=kept)
+        try:
+            return cls(model, grid or saved_grid, depth_rule=depth_rule, kept=kept)
+        except SettingError as error:
+            if grid is not None:
+                raise
+            raise ModelFileError(f"{description} does not fit its model: {error}") from error
+
+
+def _check_layers(depth: float, layers: tuple[int, ...], n_layers: int) -> None:
+    """Refuse layers of a depth that are no ascending, distinct indices of layers."""
+    indices = all(type(layer) is int and 0 <= layer < n_layers for layer in layers)
+    if not layers or not indices or list(layers) != sorted(set(layers)):
+        raise SettingError(
+            f"depth {depth} keeps layers {list(layers)}; give ascending, distinct ones from 0 to {n_layers - 1}"
+        )
 
 
 def parse_description(path: Path) -> tuple[SubnetGrid, DepthRule, dict[float, tuple[int, ...]]]:
@@ -318,9 +345,11 @@ def parse_description(path: Path) -> tuple[SubnetGrid, DepthRule, dict[float, tu
         if version != FORMAT_VERSION:
             raise ModelFileError(f"{path} has format {version}; this version reads {FORMAT_VERSION}: update dynabert")
         grid = SubnetGrid(tuple(saved["widths"]), tuple(saved["depths"]))
-        kept = {float(depth): tuple(int(layer) for layer in layers) for depth, layers in saved["layers"].items()}
-        return grid, saved["depth_rule"], kept
-    except (KeyError, TypeError, AttributeError, SettingError) as error:
+        rule = saved["depth_rule"]
+        if not isinstance(rule, str) or rule not in DEPTH_RULES:
+            raise SettingError(one_of("depth rule", rule, DEPTH_RULES))
+        return grid, cast(DepthRule, rule), {float(depth): tuple(layers) for depth, layers in saved["layers"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(
             f"{path} is not a description of an elastic model ({error}); save the model again"
         ) from error

@@ -40,6 +40,18 @@ class StorageError(DynabertError):
     exit_code = 74
 
 
+def check_choices(settings: object) -> None:
+    """Check every field of a settings class whose annotation is a `Literal` of names.
+
+    :raises SettingError: a value outside it; the message names the field and the allowed ones.
+    """
+    from typing import Literal, get_args, get_origin, get_type_hints
+
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
+            raise SettingError(one_of(name.replace("_", " "), getattr(settings, name), get_args(hint)))
+
+
 def one_of(what: str, value: object, allowed: object, *, hint: str = "") -> str:
     """The line for a value outside a closed set, with a did-you-mean where one name is close.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynabert.errors import SettingError
+from dynabert.errors import SettingError, check_choices
 
 
 class EncoderOutput(Protocol):
@@ -39,7 +39,7 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if min(values.values()) < 0 or max(values.values()) <= 0:
+        if not all(value >= 0 for value in values.values()) or max(values.values()) <= 0:
             raise SettingError(f"loss weights {values} must not be negative, and at least one must be above 0")
 
     @property
@@ -67,6 +67,9 @@ class Reduction:
     subnets: Literal["mean", "sum"] = "mean"
     regression: Literal["mse", "none"] = "mse"
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
 
 PUBLISHED = Reduction(padding="included", layers="sum", subnets="sum", regression="none")
 """The reductions of the paper's published code."""
@@ -84,6 +87,11 @@ class Counts:
         """The counts of one batch, from its mask (batch, seq); with ``included`` padding counts as tokens."""
         tokens = attention_mask.numel() if padding == "included" else int(attention_mask.sum())
         return cls(attention_mask.shape[0], tokens)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In fp32 at least: sums over many elements are not made in a low precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, n_examples: float) -> Tensor:
@@ -109,7 +117,7 @@ def state_error(student: Tensor, teacher: Tensor, attention_mask: Tensor | None,
     :param teacher: (batch, seq, hidden).
     :param attention_mask: (batch, seq), 1 for tokens and 0 for padding; None counts padding in.
     """
-    error = (student.float() - teacher.float()).square().mean(-1)
+    error = (_wide(student) - _wide(teacher)).square().mean(-1)
     if attention_mask is not None:
         error = error * attention_mask
     return error.sum() / n_tokens
@@ -118,8 +126,8 @@ def state_error(student: Tensor, teacher: Tensor, attention_mask: Tensor | None,
 def label_loss(logits: Tensor, labels: Tensor, n_examples: float) -> Tensor:
     """Cross-entropy with integer labels (batch,), or squared error with float ones, divided by `n_examples`."""
     if labels.is_floating_point():
-        return squared_error(logits.float(), labels, n_examples)
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / n_examples
+        return squared_error(_wide(logits), labels, n_examples)
+    return F.cross_entropy(_wide(logits), labels, reduction="sum") / n_examples
 
 
 def loss_terms(
@@ -147,7 +155,7 @@ def loss_terms(
     regression = student.logits.shape[-1] == 1
     if teacher is not None and weights.logits > 0 and not (regression and reduction.regression == "none"):
         loss: Callable[..., Tensor] = squared_error if regression else soft_cross_entropy
-        terms["logits"] = loss(student.logits.float(), teacher.logits.float(), counts.examples)
+        terms["logits"] = loss(_wide(student.logits), _wide(teacher.logits), counts.examples)
     mask = attention_mask if reduction.padding == "masked" else None
     if teacher is not None and weights.embeddings > 0:
         terms["embeddings"] = state_error(student.hidden_states[0], teacher.hidden_states[0], mask, counts.tokens)

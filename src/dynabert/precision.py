@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynabert.elastic import ElasticLinear, ElasticModel, make_view
+from dynabert.elastic import ElasticLinear, ElasticModel
 from dynabert.errors import SettingError, one_of
 from dynabert.subnet import Subnet
 
@@ -79,7 +79,7 @@ class TrainingLinear(ElasticLinear):
         if self.weight.requires_grad:
             _add_leading(_gradient_of(self.weight), grad.T @ inputs, self.parts)
         if self.bias is not None and self.bias.requires_grad:
-            _add_leading(_gradient_of(self.bias), grad.sum(0, dtype=torch.float32), self.parts)
+            _add_leading(_gradient_of(self.bias), grad.sum(0, dtype=self.bias.dtype), self.parts)
 
 
 class _AddingEmbedding(torch.autograd.Function):
@@ -149,9 +149,7 @@ class TrainingViews:
             self._copy_weights(dtype)
 
     def _copy_weights(self, dtype: torch.dtype) -> None:
-        full = make_view(
-            self.elastic.model, self.elastic.family, self.elastic.slices(Subnet()), shape=self.elastic.shape
-        )
+        full = self.elastic.make_view(self.elastic.slices(Subnet()))
         for module in full.modules():
             if isinstance(module, ElasticLinear):
                 for master in (module.weight, module.bias):
@@ -168,10 +166,10 @@ class TrainingViews:
     def at(self, subnet: Subnet) -> "PreTrainedModel":
         """The training view of a Subnet, cached. Set its mode with `.train()` or `.eval()` before use."""
         if subnet not in self._views:
-            elastic = self.elastic
-            view = make_view(
-                elastic.model, elastic.family, elastic.slices(subnet), shape=elastic.shape, linear=self._linear
-            )
+            view = self.elastic.make_view(self.elastic.slices(subnet), linear=self._linear)
+            if self._low and view.config._attn_implementation == "eager":
+                # Eager attention adds an fp32 mask to low-precision products and then cannot multiply the values.
+                view.set_attn_implementation("sdpa")
             tables = [(name, table) for name, table in view.named_modules() if isinstance(table, nn.Embedding)]
             for name, table in tables:
                 view.set_submodule(name, TrainingEmbedding(table))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dynabert.errors import SettingError, one_of
+from dynabert.errors import SettingError, check_choices, one_of
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, SubnetGrid
@@ -65,7 +65,8 @@ class Stage:
     lr: float = 2e-5
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.lr <= 0:
+        check_choices(self)
+        if not self.epochs > 0 or not self.lr > 0:
             raise SettingError(f"stage {self.name!r}: epochs {self.epochs} and lr {self.lr} must be above 0")
         learns_from_teacher = self.weights.logits > 0 or self.weights.needs_states
         if self.teacher == "none" and learns_from_teacher:
