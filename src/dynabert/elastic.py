@@ -310,7 +310,7 @@ class ElasticModel:
         from dynabert.model_files import resolve
 
         path = resolve(folder)
-        model = load(path)
+        model = load(path, head=None)
         description = path / ELASTIC_FILE
         if not description.exists():
             return cls(model, grid)
