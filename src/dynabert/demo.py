@@ -285,11 +285,11 @@ class DemoSettings:
     :param warmup: share of the steps of a stage over which the learning rate rises.
     """
 
-    n_train: int = 16_000
+    n_train: int = 24_000
     n_validation: int = 1_000
-    teacher_epochs: float = 5.0
+    teacher_epochs: float = 2.0
     teacher_lr: float = 5e-4
-    epochs: float = 1.0
+    epochs: float = 0.2
     lr: float = 5e-4
     batch_size: int = 32
     warmup: float = 0.1
