@@ -3,8 +3,9 @@
     DYNABERT_DATA=DIR python runs/directions.py --task sst2 --limit 10000 --json docs/results/directions-sst2.json
     DYNABERT_DATA=DIR python runs/directions.py --task cola --json docs/results/directions-cola.json
 
-MiniLM, bf16, batch 32, learning rate 1e-4, one epoch a stage, one seed unless --seeds says more. Differences are paired
-over the validation rows (and seeds), with 95 % bootstrap intervals. About half an hour a seed on 2 cores.
+MiniLM, bf16, batch 32; the teacher two epochs at 5e-5, each stage one at 1e-4; one seed unless --seeds says more.
+Differences are paired over the validation rows (and seeds), with 95 % bootstrap intervals. About an hour a seed on one
+core.
 """
 
 import argparse
@@ -107,6 +108,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of the stages")
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     results: dict[str, list[Predictions]] = {}
     task, roles = Source(options.task, Path(os.environ["DYNABERT_DATA"]), limit=options.limit).load()

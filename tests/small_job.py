@@ -64,4 +64,5 @@ def small_plan(**training: object) -> Plan:
         teacher=TEACHER.__class__(**{**TEACHER.__dict__, "epochs": 8, "lr": 2e-3}),
         training=Training(**{"precision": "fp32", "log_every": 1, **training}),
         batch_size=16,
+        max_length=32,
     )

@@ -37,7 +37,20 @@ def test_the_whole_job_from_the_command_line(
     encoder, source = job
     run, small = tmp_path / "run", tmp_path / "small"
     data = ("--train", source.train, "--validation", source.validation, "--text", "text", "--label", "label")
-    sizes = ("--widths", "1,0.5", "--depths", "1,0.5", "--epochs", 1, "--teacher-epochs", 1, "--lr", 1e-3)
+    sizes = (
+        "--widths",
+        "1,0.5",
+        "--depths",
+        "1,0.5",
+        "--epochs",
+        1,
+        "--teacher-epochs",
+        1,
+        "--lr",
+        1e-3,
+        "--max-length",
+        32,
+    )
     assert call(monkeypatch, "train", "--model", encoder, "--out", run, *data, *sizes, "--no-latency") == 0
     shown = capsys.readouterr()
     assert "w0.5-d0.5" in shown.out and str(run) in shown.out and "depth" in shown.err
@@ -51,6 +64,8 @@ def test_the_whole_job_from_the_command_line(
     assert call(monkeypatch, "predict", small, "film is warm", "--json") == 0
     (prediction,) = json.loads(capsys.readouterr().out)["predictions"]
     assert prediction["label"] in ("good", "bad") and 0.5 <= prediction["score"] <= 1
+    assert call(monkeypatch, "predict", small, "film is warm " * 100, "--json") == 0  # longer than a file name may be
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 1
     (tmp_path / "texts.txt").write_text("film is warm\nplot is flat\n")
     assert call(monkeypatch, "predict", small, tmp_path / "texts.txt") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2

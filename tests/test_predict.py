@@ -49,3 +49,13 @@ def test_three_texts_in_a_line_are_refused(model_dir: Path) -> None:
 def test_an_encoder_without_a_head_is_refused(model_dir: Path) -> None:
     with pytest.raises(ModelFileError, match="no classification head"):
         list(predict_lines(model_dir / "encoder", ["film"]))
+
+
+def test_one_text_and_a_pair_are_not_mixed(model_dir: Path) -> None:
+    with pytest.raises(DataError, match="one kind at a time"):
+        list(predict_lines(model_dir / "classifier", ["film is warm", "film is warm\tplot is flat"]))
+
+
+def test_a_long_text_is_cut_to_what_the_model_takes(model_dir: Path) -> None:
+    (found,) = predict_lines(model_dir / "classifier", ["film is warm " * 200])
+    assert found.label in ("good", "bad")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from small_job import small_plan, write_job
 
 from dynabert.distill import Hooks, StepReport
 from dynabert.elastic import ElasticModel
-from dynabert.errors import ModelFileError, SettingError
+from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.files import sha256_of
 from dynabert.loading import load
 from dynabert.plan import Plan, Source
@@ -121,8 +122,6 @@ def test_results_of_an_unfinished_or_missing_run_are_refused(tmp_path: Path) -> 
 def test_a_damaged_result_is_an_error_and_not_trained_again(
     finished: Path, job: tuple[Path, Source], tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = shutil.copytree(finished, tmp_path / "run")
     weights = copy / "elastic" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
@@ -169,3 +168,52 @@ def test_source_wants_a_task_or_own_files() -> None:
 def test_the_finetune_stage_comes_last() -> None:
     plan = Plan(recipe=Plan().recipe.adjusted(finetune=1))
     assert [stage.name for stage in plan.recipe.stages] == ["width", "depth", "finetune"]
+
+
+def test_settings_that_do_not_fit_leave_no_run_folder(job: tuple[Path, Source], tmp_path: Path) -> None:
+    for changes in ({"max_length": 2}, {"max_length": 4096}):
+        with pytest.raises(SettingError, match="max_length"):
+            train(job[0], job[1], tmp_path / "run", plan=replace(small_plan(), **changes), latency=None)
+    with pytest.raises(SettingError, match="latency at 128"):
+        train(job[0], job[1], tmp_path / "run", plan=small_plan())
+    with pytest.raises(SettingError, match="device"):
+        train(job[0], job[1], tmp_path / "run", plan=small_plan(), latency=None, device="tpu")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SettingError, match="batch size 0"):
+        replace(small_plan(), batch_size=0)
+
+
+def test_a_head_with_other_classes_is_not_taken_for_the_teacher(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path
+) -> None:
+    model, config = shutil.copytree(finished / "teacher", tmp_path / "model"), tmp_path / "model" / "config.json"
+    fields = json.loads(config.read_text())
+    for names in (["good", "bad"], ["negative", "positive"]):
+        config.write_text(json.dumps(fields | {"id2label": dict(enumerate(names)), "label2id": {}}))
+        with pytest.raises(SettingError, match="no head for the classes bad, good"):
+            train(model, job[1], tmp_path / "run", plan=replace(small_plan(), teacher=None), latency=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_measuring_other_rows_than_the_runs_is_refused(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    saved = json.loads((copy / "run.json").read_text())
+    rows = Path(saved["source"]["validation"]).read_text().splitlines()
+    (tmp_path / "other.csv").write_text("\n".join(rows[:-1]) + "\n")
+    saved["source"]["validation"] = str(tmp_path / "other.csv")
+    (copy / "run.json").write_text(json.dumps(saved))
+    with pytest.raises(DataError, match="have changed"):
+        measure_run(copy, latency=None)
+
+
+def test_extract_does_not_write_into_the_run(finished: Path) -> None:
+    before = sha256_of(finished / "elastic" / "model.safetensors")
+    with pytest.raises(SettingError, match="inside the run"):
+        extract_run(finished, Subnet(0.5, 0.5), finished / "elastic")
+    assert sha256_of(finished / "elastic" / "model.safetensors") == before
+
+
+def test_padded_heads_load_with_stock_transformers(finished: Path, tmp_path: Path) -> None:
+    cut = extract_run(finished, Subnet(0.5, 0.5), tmp_path / "small", pad_heads=True)
+    assert cut.loads_with == "transformers"
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["model_type"] == "bert"

@@ -40,6 +40,7 @@ SubnetName = Annotated[
     typer.Option("--subnet", help="A size by name: w0.5-d0.75, or h1-n0.5-d0.75 for heads and neurons apart."),
 ]
 Width = Annotated[float | None, typer.Option("--width", help="Share of the heads and neurons, in (0, 1].")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")]
 Depth = Annotated[float | None, typer.Option("--depth", help="Share of the layers, in (0, 1].")]
 
 
@@ -73,6 +74,7 @@ def train(
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Turn an encoder into a DynaBERT: teacher, rewiring, width stage, depth stage, and a table of all sizes.
@@ -98,7 +100,7 @@ def train(
         max_length=max_length,
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
-    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency))
+    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
 
 
 @app.command()
@@ -113,6 +115,7 @@ def measure(
     engine: Annotated[str, typer.Option(help="What runs the timed model: torch.")] = "torch",
     repeats: Annotated[int, typer.Option(help="Timed calls of each size, interleaved; the median counts.")] = 20,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure every size of a run on the validation rows: metric, parameters, FLOPs, agreement, latency.
@@ -126,7 +129,7 @@ def measure(
     chosen = None if (subnet, width, depth) == (None, None, None) else (_subnet(subnet, width, depth),)
     settings = LatencySettings(batch, seq, repeats, dtype, engine) if latency else None
     with progress_bars() as bars:
-        sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring)
+        sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring, device=device)
     _print_sweep(sweep, as_json=as_json)
 
 
@@ -222,18 +225,22 @@ def _train(
     *,
     as_json: bool,
     latency: "LatencySettings | None",
+    device: str | None = None,
 ) -> None:
     from dynabert import run
     from dynabert.progress import progress_bars
 
     with progress_bars() as bars:
-        sweep = run.train(model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring)
+        sweep = run.train(
+            model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring, device=device
+        )
     _print_sweep(sweep, as_json=as_json)
     if not as_json:
         typer.echo(
             f"\nwritten to {out}: elastic/ (all sizes in one model), teacher/, {run.SWEEP_FILE}, {run.METRICS_FILE}"
         )
-        typer.echo(f"next: dynabert pick {out} --max-params 12e6")
+        middle = sorted(row.cost.n_params for row in sweep.rows)[len(sweep.rows) // 2]
+        typer.echo(f"next: dynabert pick {out} --max-params {middle / 1e6:.2g}e6")
 
 
 def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['auto'] | None":
@@ -274,7 +281,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 def _lines(texts: list[str]) -> Iterator[str]:
     if texts == ["-"]:
         yield from sys.stdin
-    elif len(texts) == 1 and Path(texts[0]).is_file():
+    elif len(texts) == 1 and _is_file(texts[0]):
         try:
             with Path(texts[0]).open(encoding="utf-8") as file:
                 yield from file
@@ -282,6 +289,13 @@ def _lines(texts: list[str]) -> Iterator[str]:
             raise SettingError(f"{texts[0]} is not UTF-8 text ({error.reason}); convert it first") from error
     else:
         yield from texts
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a text longer than any file name
+        return False
 
 
 def _print_sweep(sweep: "Sweep", *, as_json: bool) -> None:
@@ -308,7 +322,7 @@ def main() -> NoReturn:
     except DynabertError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        _fail("interrupted; run the same command again (a training goes on from its last checkpoint)", 130)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}", StorageError.exit_code)
     except Exception as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynabert.errors import SettingError
-from dynabert.files import publish_folder
+from dynabert.files import publish_folder, read_json
 from dynabert.subnet import EncoderShape
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def write_encoder(folder: str | Path, texts: Iterable[str], *, seed: int, shape:
         num_hidden_layers=shape.n_layers,
         num_attention_heads=shape.n_heads,
         intermediate_size=shape.n_neurons,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=128,  # more than any text has, for the usual latency at 128 tokens
         hidden_dropout_prob=0.0,  # a pass or two over rows that all differ: there is nothing to memorise
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
@@ -317,6 +317,9 @@ def prepare(
     from dynabert.plan import Plan, Source
     from dynabert.recipes import RECIPES, TEACHER
 
+    earlier = Path(out) / "run.json"
+    if earlier.exists() and read_json(earlier)["fingerprint"]["seed"] != seed:
+        raise SettingError(f"{out} is a run of another seed than {seed}; give another --out, or delete that folder")
     data, encoder = (Path(f"{out}-{part}") for part in ("data", "encoder"))
     write_corpus(data, n_train=settings.n_train, n_validation=settings.n_validation, seed=seed)
     source = Source(train=data / "train.csv", validation=data / "validation.csv", text="text", label="label")

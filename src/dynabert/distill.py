@@ -1,7 +1,7 @@
 """One loop for every training stage: fine-tuning the teacher, width, depth, sandwich, final fine-tuning.
 
 It takes batches and hooks and knows no task and no files. Everything random is a function of (seed, stage, step,
-Subnet, rank), and the learning rate a function of the step, so what a resumed stage needs is its weights, its optimizer
+Subnet), and the learning rate a function of the step, so what a resumed stage needs is its weights, its optimizer
 state and one integer.
 """
 
@@ -284,9 +284,10 @@ class StageRun:
             kind, _, rest = key.partition("/")
             if kind == "optimizer":
                 slot, _, name = rest.partition("/")
-                self.optimizer.state[self.parameters[name]][slot] = value.clone()
+                parameter = self.parameters[name]
+                self.optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
             elif kind == "best":
-                self.best.weights[rest] = value.clone()
+                self.best.weights[rest] = value.to(self.device, copy=True)
         self.students.refresh()
 
 
@@ -343,6 +344,13 @@ def train_stage(
     return run.progress
 
 
+def teacher_of(stage: Stage, elastic: ElasticModel, original: ElasticModel) -> ElasticModel | None:
+    """Who teaches a stage: nobody, the original network, or a copy of the network as it is when the stage begins."""
+    if stage.teacher == "none":
+        return None
+    return original if stage.teacher == "original" else elastic.copy()
+
+
 def distill(
     elastic: ElasticModel,
     batches: BatchSource,
@@ -366,16 +374,11 @@ def distill(
     plan = recipe_of(recipe) if isinstance(recipe, str) else recipe
     original = teacher or elastic.copy()
     for stage in plan.stages:
-        teachers = {
-            "none": None,
-            "original": original,
-            "previous": elastic.copy() if stage.teacher == "previous" else None,
-        }
         train_stage(
             elastic,
             stage,
             batches,
-            teacher=teachers[stage.teacher],
+            teacher=teacher_of(stage, elastic, original),
             reduction=plan.reduction,
             training=training,
             evaluate=evaluate,

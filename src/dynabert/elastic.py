@@ -94,6 +94,13 @@ def layers_of(model: "PreTrainedModel", family: Family) -> nn.ModuleList:
     return cast(nn.ModuleList, model.base_model.get_submodule(family.layers))
 
 
+def longest_input(model: "PreTrainedModel") -> int:
+    """Tokens that a model has positions for, special tokens included."""
+    table = cast(nn.Embedding, model.base_model.get_submodule("embeddings.position_embeddings"))
+    # In the families with a padding position, real tokens take the positions after it.
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
 def share(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy of a model's modules around the very same Parameters and buffers: no weight is copied."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -349,6 +356,8 @@ def parse_description(path: Path) -> tuple[SubnetGrid, DepthRule, dict[float, tu
         if not isinstance(rule, str) or rule not in DEPTH_RULES:
             raise SettingError(one_of("depth rule", rule, DEPTH_RULES))
         return grid, cast(DepthRule, rule), {float(depth): tuple(layers) for depth, layers in saved["layers"].items()}
+    except ModelFileError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(
             f"{path} is not a description of an elastic model ({error}); save the model again"

@@ -172,5 +172,11 @@ def loss_terms(
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
-    """The loss of one Subnet: its terms, each with its weight."""
+    """The loss of one Subnet: its terms, each with its weight.
+
+    :raises SettingError: there is no term at all, as for a regression whose only weight is that of the logits where
+        `Reduction.regression` leaves them out.
+    """
+    if not terms:
+        raise SettingError("no loss term is left for this stage; give hidden, embeddings or labels a weight above 0")
     return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()

@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from dynabert.batches import Batch
-from dynabert.elastic import ElasticModel, count_params
+from dynabert.elastic import ElasticModel, count_params, longest_input
 from dynabert.errors import DataError, SettingError, one_of
 from dynabert.modeling import loads_with
 from dynabert.precision import PRECISIONS, TrainingViews
@@ -265,16 +265,22 @@ def interleaved_ms(
     return {subnet: 1e3 * float(np.median(taken)) for subnet, taken in times.items()}
 
 
-def _random_inputs(model: "PreTrainedModel", settings: LatencySettings) -> dict[str, torch.Tensor]:
-    """Token ids and attention mask, (batch, seq) each, without the padding token."""
-    config, embeddings = model.config, model.base_model.get_submodule("embeddings")
-    table = cast(nn.Embedding, embeddings.get_submodule("position_embeddings"))
-    # In the families with a padding position, real tokens take the positions after it.
-    longest = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+def check_length(model: "PreTrainedModel", settings: LatencySettings) -> None:
+    """Refuse to measure at more tokens than the model has positions for.
+
+    :raises SettingError: it has fewer.
+    """
+    longest = longest_input(model)
     if settings.seq > longest:
         raise SettingError(
             f"latency at {settings.seq} tokens is too long for this model, which takes {longest}; lower seq"
         )
+
+
+def _random_inputs(model: "PreTrainedModel", settings: LatencySettings) -> dict[str, torch.Tensor]:
+    """Token ids and attention mask, (batch, seq) each, without the padding token."""
+    config = model.config
+    check_length(model, settings)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size - 1, (settings.batch, settings.seq), generator=random)
     if config.pad_token_id is not None:

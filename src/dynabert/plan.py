@@ -4,9 +4,10 @@ Two runs with the same fingerprint have the same result; it is what a run folder
 """
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynabert.data import Roles, load_files, load_task
 from dynabert.distill import Training
@@ -15,6 +16,9 @@ from dynabert.errors import SettingError
 from dynabert.recipes import RECIPES, Recipe, Stage
 from dynabert.subnet import DepthRule, SubnetGrid
 from dynabert.tasks import Task, task_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
 
@@ -92,23 +96,37 @@ class Plan:
     batch_size: int = 32
     max_length: int = 128
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SettingError(f"batch size {self.batch_size} is below 1; 32 is usual")
+        if self.max_length < 1:
+            raise SettingError(f"max_length {self.max_length} is below 1; 128 is usual")
 
-def fingerprint(plan: Plan, task: Task, *, roles: Roles, elastic: ElasticModel) -> dict[str, Any]:
+
+def fingerprint(
+    plan: Plan, task: Task, *, roles: Roles, elastic: ElasticModel, tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, Any]:
     """What the result of a run depends on, by name: plain values for JSON.
 
-    :param elastic: the encoder that the run starts from; its weights are hashed.
+    :param elastic: the encoder that the run starts from; its weights and configuration are hashed.
+    :param tokenizer: likewise.
     """
     weights = hashlib.sha256()
     for name, tensor in sorted(elastic.model.state_dict().items()):
-        weights.update(name.encode() + tensor.contiguous().view(-1).numpy().tobytes())
+        weights.update(name.encode() + tensor.cpu().contiguous().view(-1).numpy().tobytes())
+    config = {key: value for key, value in elastic.model.config.to_dict().items() if key != "transformers_version"}
     training = {
         name: value for name, value in asdict(plan.training).items() if name not in ("checkpoint_minutes", "log_every")
     }
     return {
         "format_version": FORMAT_VERSION,
         "task": task.name,
+        "labels": list(task.labels),
+        "metric": task.metric,
         "data": roles.fingerprint,
         "model": weights.hexdigest()[:16],
+        "config": _digest(json.dumps(config, sort_keys=True, default=str)),
+        "tokenizer": _digest(tokenizer.backend_tokenizer.to_str()),
         "widths": list(plan.grid.widths),
         "depths": list(plan.grid.depths),
         "depth_rule": plan.depth_rule,
@@ -120,3 +138,7 @@ def fingerprint(plan: Plan, task: Task, *, roles: Roles, elastic: ElasticModel) 
         **training,
         "world_size": 1,
     }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

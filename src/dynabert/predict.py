@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from dynabert.elastic import longest_input
 from dynabert.errors import DataError, ModelFileError
 from dynabert.loading import load, load_tokenizer
 
@@ -36,14 +37,16 @@ def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int =
 
     model, tokenizer = load(folder, head=None), load_tokenizer(folder)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    if not hasattr(model, "classifier"):
+    if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
     stream = (line.rstrip("\r\n") for line in lines)
     texts = (line for line in stream if line.strip())
     while chunk := list(islice(texts, batch_size)):
         pairs = [_parts(line) for line in chunk]
-        columns = [[pair[i] if i < len(pair) else "" for pair in pairs] for i in range(max(map(len, pairs)))]
-        limit = min(512, tokenizer.model_max_length)
+        if len({len(pair) for pair in pairs}) > 1:
+            raise DataError("some lines hold one text and some a tab-separated pair; give one kind at a time")
+        columns = [list(column) for column in zip(*pairs, strict=True)]
+        limit = min(longest_input(model), tokenizer.model_max_length)
         inputs = tokenizer(*columns, padding=True, truncation="longest_first", max_length=limit, return_tensors="pt")
         with torch.inference_mode():
             logits = model(**inputs).logits

@@ -66,7 +66,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.epochs > 0 or not self.lr > 0:
+        if not (0 < self.epochs < float("inf") and 0 < self.lr < float("inf")):
             raise SettingError(f"stage {self.name!r}: epochs {self.epochs} and lr {self.lr} must be above 0")
         learns_from_teacher = self.weights.logits > 0 or self.weights.needs_states
         if self.teacher == "none" and learns_from_teacher:
@@ -140,6 +140,7 @@ RECIPES: dict[str, Recipe] = {
 }
 """`paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5
 and 3 epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
+Differs from the paper: batches are padded to their longest row, not to 128 tokens.
 `default`: the same with the repairs of `Reduction` and scores of each example; the hidden loss is a mean over about ten
 layers instead of their sum, so its weight is ten times the paper's. `sandwich`: one stage, each step the largest, the
 smallest and two random Subnets.

@@ -14,6 +14,7 @@ A folder that belongs to another run is refused, and the message names what diff
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from dynabert.batches import Batches, encode
 from dynabert.checkpoint import delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.data import Roles, Rows
-from dynabert.distill import Hooks, Snapshot, StepReport, train_stage
-from dynabert.elastic import ElasticModel, count_params
-from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import read_json, verify_manifest, write_json
+from dynabert.distill import Hooks, Snapshot, StepReport, teacher_of, train_stage
+from dynabert.elastic import ElasticModel, count_params, longest_input
+from dynabert.errors import DataError, ModelFileError, SettingError, one_of
+from dynabert.files import clean_temporary, read_json, verify_manifest, write_json
 from dynabert.loading import load, load_tokenizer, save_model
-from dynabert.measure import LatencySettings, Progress, measure, predict, selection_score
+from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
 from dynabert.model_files import CONFIG, read_object, resolve
-from dynabert.modeling import loads_with
+from dynabert.modeling import LOADERS
 from dynabert.plan import Plan, Source, fingerprint
 from dynabert.recipes import TEACHER, Stage
 from dynabert.rewire import Importance, rewire, score
@@ -74,7 +75,7 @@ class RunHooks(Hooks):
 
     def _write(self, line: dict[str, Any]) -> None:
         with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"time": round(time.time(), 1), **line}) + "\n")
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def train(
     hooks: Hooks | None = None,
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
     progress: Progress | None = None,
+    device: str | None = None,
 ) -> Sweep:
     """Turn an encoder into a DynaBERT: teacher, rewiring, the recipe's stages, sweep. Resumes where it was interrupted.
 
@@ -123,28 +125,31 @@ def train(
     :param hooks: reports.
     :param latency: how latency is measured in the final sweep; None leaves it out.
     :param progress: told how far the final sweep is.
+    :param device: where to compute; by default the GPU if there is one.
     :return: every Subnet measured on the validation rows; also in ``sweep.json``.
     :raises SettingError: settings that do not fit, or a folder that belongs to another run.
     :raises DataError: rows that cannot be used.
     :raises ModelFileError: a model that cannot be used.
     """
-    plan, out = plan or Plan(), Path(out)
+    plan, out, device = plan or Plan(), Path(out), pick_device(device)
     task, roles = source.load()
     if plan.teacher == "auto":
         plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
-    encoder = _load_for(task, model, plan.training.seed)
+    encoder = _load_for(task, model, plan)
     elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
     tokenizer = load_tokenizer(model)
-    identity = fingerprint(plan, task, roles=roles, elastic=elastic)
-    _open(out, identity, {"model": str(model), "source": source.to_json(), "max_length": plan.max_length})
+    _check_lengths(elastic, plan, latency)
     prepared = Prepared.of(task, roles, tokenizer, plan)
+    identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer)
+    _open(out, identity, {"model": str(model), "source": source.to_json(), "device": device})
+    elastic.to(device)
     run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
     run.teacher(elastic)
     run.rewire(elastic)
     original = elastic.copy()
     for index, stage in enumerate(plan.recipe.stages):
         run.stage(elastic, original, index, stage)
-    return measure_run(out, prepared=prepared, latency=latency, progress=progress)
+    return measure_run(out, prepared=prepared, latency=latency, progress=progress, device=device)
 
 
 class _Run:
@@ -177,12 +182,7 @@ class _Run:
         last = index == len(self.plan.recipe.stages) - 1
         folder = self.out / "elastic" if last else self.out / "stages" / stage.name
         if not _complete(folder):
-            teachers = {
-                "none": None,
-                "original": original,
-                "previous": elastic.copy() if stage.teacher == "previous" else None,
-            }
-            self._train(elastic, stage, teacher=teachers[stage.teacher])
+            self._train(elastic, stage, teacher=teacher_of(stage, elastic, original))
             elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
             delete_checkpoints(self.out / "checkpoints", stage.name)
         _take_weights(elastic, folder)
@@ -208,6 +208,7 @@ def measure_run(
     subnets: tuple[Subnet, ...] | None = None,
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
     progress: Progress | None = None,
+    device: str | None = None,
 ) -> Sweep:
     """Measure the result of a run on the validation rows, beside its teacher, and write ``sweep.json``.
 
@@ -216,15 +217,16 @@ def measure_run(
     :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
     :param latency: how latency is measured; None leaves it out.
     :param progress: called with what is being done, how much of it is done, and out of how much.
+    :param device: where to compute; by default the GPU if there is one.
+    :raises DataError: the rows are not those of the run any more.
     """
-    out = Path(out)
+    out, device = Path(out), pick_device(device)
     elastic = load_result(out)
-    if prepared is None:
-        saved = read_json(out / RUN_FILE)
-        source, plan = Source.from_json(saved["source"]), Plan(max_length=saved["max_length"])
-        task, roles = source.load()
-        prepared = Prepared.of(task, replace(roles, train=roles.select), load_tokenizer(out / "elastic"), plan)
-    teacher = load(out / "teacher")
+    if latency is not None:
+        check_length(elastic.model, latency)
+    prepared = prepared or _rows_again(out)
+    elastic.to(device)
+    teacher = load(out / "teacher").to(device)  # type: ignore[arg-type]
     sweep = measure(
         elastic,
         prepared.validation,
@@ -237,6 +239,37 @@ def measure_run(
     if subnets is None:
         sweep.to_json(out / SWEEP_FILE)
     return sweep
+
+
+def _rows_again(out: Path) -> Prepared:
+    """The rows of a run, loaded from where it had them; refused where they have changed since."""
+    saved = read_json(out / RUN_FILE)
+    try:
+        source, identity = Source.from_json(saved["source"]), saved["fingerprint"]
+        plan = Plan(batch_size=identity["batch_size"], max_length=identity["max_length"])
+    except (KeyError, TypeError) as error:
+        raise ModelFileError(f"{out / RUN_FILE} is not of this version ({error}); train again") from error
+    task, roles = source.load()
+    if roles.fingerprint != identity["data"]:
+        raise DataError(f"the rows that {out} was made from have changed since; bring them back, or train again")
+    return Prepared.of(task, roles, load_tokenizer(out / "elastic"), plan)
+
+
+def pick_device(name: str | None) -> str:
+    """The name of a device, checked; without one the GPU if there is one, else the CPU.
+
+    :raises SettingError: a device that is not there.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise SettingError(one_of("device", name, ("cpu", "cuda", "cuda:0")))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingError(f"device {name!r} is not available here; use cpu, or install torch for your GPU")
+    return name
 
 
 def load_result(out: str | Path) -> ElasticModel:
@@ -282,36 +315,51 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
     :raises SettingError: a folder that holds something else than a model.
     """
     elastic, folder = load_result(out), Path(folder)
+    if folder.resolve().is_relative_to(Path(out).resolve()):
+        raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise SettingError(f"{folder} is not empty and holds no model; give another --out")
-    loader = loads_with(elastic.shape, elastic.slices(subnet if not pad_heads else Subnet()))
     small = elastic.extract(subnet, pad_heads=pad_heads)
     save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
-    return Extracted(folder, count_params(small), loader)
+    stock = small.config.model_type == elastic.family.model_type
+    return Extracted(folder, count_params(small), LOADERS[stock])
 
 
 def _has_head(model: str | Path, task: Task) -> bool:
-    """Whether a checkpoint says that it was saved with a head for as many labels as the task has."""
+    """Whether a checkpoint says that it was saved with a head for this very task: its classes, in its order."""
     config = read_object(resolve(model), CONFIG) or {}
     heads = [str(name) for name in config.get("architectures") or []]
-    n_labels = len(config.get("id2label") or ("", ""))
-    return any(name.endswith("ForSequenceClassification") for name in heads) and n_labels == task.n_labels
-
-
-def _load_for(task: Task, model: str | Path, seed: int) -> "PreTrainedModel":
+    if not any(name.endswith("ForSequenceClassification") for name in heads):
+        return False
+    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    labels = [str(named[key]) for key in sorted(named, key=int)]
     if task.is_regression:
-        return load(model, problem="regression", seed=seed)
-    encoder = load(model, n_labels=task.n_labels, seed=seed)
-    _name_labels(encoder, task)
+        return len(labels) == 1
+    if labels == [f"LABEL_{number}" for number in range(len(task.labels))]:
+        log.warning("%s does not name its classes; they are taken to be %s", model, ", ".join(task.labels))
+        return True
+    return [label.lower() for label in labels] == [label.lower() for label in task.labels]
+
+
+def _load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
+    """The encoder with a head for the task, its classes named."""
+    if plan.teacher is None and not _has_head(model, task):
+        what = "a score" if task.is_regression else f"the classes {', '.join(task.labels)}"
+        raise SettingError(f"{model} has no head for {what}, in this order; let the teacher train for some epochs")
+    if task.is_regression:
+        return load(model, problem="regression", seed=plan.training.seed)
+    encoder = load(model, n_labels=task.n_labels, seed=plan.training.seed)
+    encoder.config.id2label = dict(enumerate(task.labels))
+    encoder.config.label2id = {name: index for index, name in enumerate(task.labels)}
     return encoder
 
 
-def _name_labels(model: Any, task: Task) -> None:  # noqa: ANN401
-    """Give the model the task's class names, so that predictions are readable; names of its own stay."""
-    generic = all(str(name).startswith("LABEL_") for name in model.config.id2label.values())
-    if task.labels and generic:
-        model.config.id2label = dict(enumerate(task.labels))
-        model.config.label2id = {name: index for index, name in enumerate(task.labels)}
+def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings | None) -> None:
+    longest = longest_input(elastic.model)
+    if plan.max_length > longest:
+        raise SettingError(f"max_length {plan.max_length} is too long for this model, which takes {longest}; lower it")
+    if latency is not None:
+        check_length(elastic.model, latency)
 
 
 def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
@@ -319,7 +367,7 @@ def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
     identity = json.loads(json.dumps(identity))
     path = out / RUN_FILE
     if path.exists():
-        saved = read_json(path).get("fingerprint", {})
+        saved = dict(read_json(path)).get("fingerprint", {})
         differing = [name for name in identity if saved.get(name) != identity[name]]
         if differing:
             name = differing[0]
@@ -327,7 +375,8 @@ def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
                 f"{out} belongs to another run: {', '.join(differing)} differ ({name}: {_brief(saved.get(name))} "
                 f"there, {_brief(identity[name])} here); give another --out, or delete that folder"
             )
-        log.info("%s exists: going on where it was", out)
+        log.warning("%s exists and is of this run: going on where it was", out)
+        clean_temporary(out)
         return
     if out.exists() and any(out.iterdir()):
         raise SettingError(f"{out} is not empty and not a run folder; give another --out")

@@ -78,7 +78,19 @@ class LeavingOneOut:
 
 @functools.cache
 def leaving_one_out(seed):
-    model = train(tiny_model("bert", seed=seed, n_labels=3, dropout=0.1, n_layers=N_LAYERS, n_heads=N_HEADS, hidden=HIDDEN, n_neurons=N_NEURONS), seed)
+    model = train(
+        tiny_model(
+            "bert",
+            seed=seed,
+            n_labels=3,
+            dropout=0.1,
+            n_layers=N_LAYERS,
+            n_heads=N_HEADS,
+            hidden=HIDDEN,
+            n_neurons=N_NEURONS,
+        ),
+        seed,
+    )
     batch = rows(1, N_MEASURED)
     family = family_of("bert")
     with torch.no_grad():

@@ -7,6 +7,7 @@ The files `configuration_dynabert_*`, `modeling_dynabert_*` and `narrow` are cop
 from dynabert.modeling.auto import register, register_when_needed
 from dynabert.modeling.classes import (
     HEADS,
+    LOADERS,
     filled,
     head_of,
     is_stock,
@@ -22,6 +23,7 @@ from dynabert.modeling.classes import (
 
 __all__ = [
     "HEADS",
+    "LOADERS",
     "filled",
     "head_of",
     "is_stock",

@@ -70,9 +70,13 @@ def is_stock(shape: EncoderShape, slices: tuple[LayerSlice, ...]) -> bool:
     return all(part.n_heads == shape.n_heads for part in slices) and len({part.n_neurons for part in slices}) == 1
 
 
+LOADERS = {True: "transformers", False: "dynabert or trust_remote_code"}
+"""What loads an extracted model, by whether a stock class can hold it."""
+
+
 def loads_with(shape: EncoderShape, slices: tuple[LayerSlice, ...]) -> str:
     """What can load an extracted model: stock transformers, or dynabert (without it: ``trust_remote_code``)."""
-    return "transformers" if is_stock(shape, slices) else "dynabert or trust_remote_code"
+    return LOADERS[is_stock(shape, slices)]
 
 
 def small_config(
