@@ -1,8 +1,8 @@
 """Scores rank heads and neurons as really leaving each one out does, on small models trained for a few seconds.
 
 What is measured is how far the predictions move, as the rise of the distillation loss (soft cross-entropy with the
-whole network's own logits): that is what a narrow student has to make good. The label loss itself rises or falls with nearly
-equal chance when a unit of a trained network is removed, so its size is compared, not its sign.
+whole network's own logits): that is what a narrow student has to make good. The label loss itself rises or falls with
+nearly equal chance when a unit of a trained network is removed, so its size is compared, not its sign.
 """
 
 import functools
