@@ -97,3 +97,6 @@ class TinyBatches:
 
     def at(self, step: int) -> Batch:
         return self.list[step % len(self.list)]
+
+    def micro_batches(self, step: int) -> tuple[Batch]:
+        return (self.at(step),)

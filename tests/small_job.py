@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dynabert.distill import Training
 from dynabert.loading import save_model
-from dynabert.plan import Plan, Source
+from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES, TEACHER
 from dynabert.subnet import SubnetGrid
 
@@ -63,6 +63,5 @@ def small_plan(**training: object) -> Plan:
         grid=SubnetGrid((1, 0.5), (1, 0.5)),
         teacher=TEACHER.__class__(**{**TEACHER.__dict__, "epochs": 8, "lr": 2e-3}),
         training=Training(**{"precision": "fp32", "log_every": 1, **training}),
-        batch_size=16,
-        max_length=32,
+        batching=Batching(16, max_length=32),
     )

@@ -111,8 +111,8 @@ def test_a_batch_moves_as_a_whole():
 @settings(deadline=None)
 def test_every_row_comes_once_in_every_epoch_over_all_ranks(lengths, batch_size, world, shuffle, epoch):
     world = min(world, len(lengths))
-    rows = encoded(lengths)
-    ranks = [made(rows, batch_size=batch_size, shuffle=shuffle, rank=rank, world=world) for rank in range(world)]
+    rows, global_size = encoded(lengths), batch_size * world
+    ranks = [made(rows, batch_size=global_size, shuffle=shuffle, rank=rank, world=world) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     seen = []
     for batches in ranks:
@@ -141,15 +141,36 @@ def test_a_batch_depends_on_its_step_and_on_no_other_call(steps, shuffle):
 def test_ranks_share_the_rows_of_one_large_process():
     rows = encoded([1 + i % 7 for i in range(86)])
     alone = made(rows, batch_size=8)
-    ranks = [made(rows, batch_size=4, world=2, rank=rank) for rank in range(2)]
+    ranks = [made(rows, batch_size=8, world=2, rank=rank) for rank in range(2)]
     assert len(alone) == len(ranks[0]) == 11
     for step in range(2 * len(alone)):
         together = [i for batches in ranks for i in batches.at(step).ids.tolist()]
         assert sorted(together) == sorted(alone.at(step).ids.tolist())
 
 
+def test_two_ranks_and_two_accumulated_parts_are_the_same_micro_batches():
+    rows = encoded([1 + i % 7 for i in range(62)])
+    ranks = [made(rows, batch_size=8, world=2, rank=rank, accumulate=3) for rank in range(2)]
+    alone, whole = made(rows, batch_size=8, accumulate=6), made(rows, batch_size=8)
+    for step in range(2 * len(alone)):
+        together = [part for batches in ranks for part in batches.micro_batches(step)]
+        mine = alone.micro_batches(step)
+        assert [part.ids.tolist() for part in together] == [part.ids.tolist() for part in mine]
+        assert [part.inputs["input_ids"].tolist() for part in together] == [
+            p.inputs["input_ids"].tolist() for p in mine
+        ]
+        assert len({part.whole for part in (*together, *mine)}) == 1
+        sizes = mine[0].whole
+        assert sizes.examples == len(whole.at(step)) == sum(len(part) for part in mine)
+        assert sizes.tokens == sum(int(part.inputs["attention_mask"].sum()) for part in mine)
+        assert sizes.padded_tokens == sum(part.inputs["attention_mask"].numel() for part in mine)
+    assert sorted(i for part in alone for i in part.ids.tolist()) == rows.ids.tolist()
+    with pytest.raises(SettingError, match="6 micro-batches"):
+        alone.at(0)
+
+
 def test_no_rank_is_ever_without_rows():
-    ranks = [made(encoded([3] * 13), batch_size=3, world=4, rank=rank) for rank in range(4)]
+    ranks = [made(encoded([3] * 13), batch_size=12, world=4, rank=rank) for rank in range(4)]
     assert [[len(batch) for batch in batches] for batches in ranks] == [[4], [3], [3], [3]]
 
 
@@ -190,10 +211,17 @@ def test_without_shuffling_the_longest_rows_come_first():
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch size 0 is below 1"),
-        ({"rank": 2, "world": 2}, "rank 2 of 2 does not fit"),
+        ({"rank": 2, "world": 2}, "rank 2 of 2"),
         ({"rank": -1}, "rank -1 of 1"),
-        ({"world": 4}, "rank 0 of 4 does not fit 3 rows"),
+        ({"world": 4}, "4 micro-batches a step do not fit 3 rows"),
         ({"world": 0}, "rank 0 of 0"),
+        ({"accumulate": 0}, "accumulate 0 is below 1"),
+        ({"batch_size": 1, "accumulate": 2}, "batch size 1 is below the 2 micro-batches"),
+        ({"batch_size": None}, "one of them"),
+        ({"max_tokens": 100}, "one of them"),
+        ({"batch_size": None, "max_tokens": 2}, "max_tokens 2 is too few for rows of up to 3 tokens; give at least 3"),
+        ({"batch_size": None, "max_tokens": 5, "world": 2}, "give at least 6"),
+        ({"batch_size": None, "max_tokens": 9, "pad_to": 4}, "max_tokens does not go with it"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(settings, message):

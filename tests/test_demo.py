@@ -164,7 +164,11 @@ def test_prepared_job_loads_as_the_users_would(tmp_path):
     assert len(roles.validation) == 60
     assert len(roles.train) + len(roles.select) + roles.n_set_aside == 300
     assert roles.n_set_aside <= 3
-    assert (plan.batch_size, plan.teacher.lr, plan.training.seed) == (settings.batch_size, settings.teacher_lr, 5)
+    assert (plan.batching.batch_size, plan.teacher.lr, plan.training.seed) == (
+        settings.batch_size,
+        settings.teacher_lr,
+        5,
+    )
     weights = (model / "model.safetensors").read_bytes()
     again = prepare(tmp_path / "run", seed=5, settings=settings)
     assert again == (model, source, plan)

@@ -19,8 +19,8 @@ class Rows:
     def __len__(self) -> int:
         return 8
 
-    def at(self, step: int):
-        return tiny_batch(seed=step % 8)
+    def micro_batches(self, step: int):
+        return (tiny_batch(seed=step % 8),)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -30,9 +30,9 @@ class Source:
     def __len__(self):
         return len(self.batches)
 
-    def at(self, step):
+    def micro_batches(self, step):
         self.asked.append(step)
-        return self.batches[step % len(self.batches)]
+        return (self.batches[step % len(self.batches)],)
 
 
 def source(n_batches=3, n_labels=3):

@@ -12,7 +12,7 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.files import sha256_of
 from dynabert.loading import load
-from dynabert.plan import Plan, Source
+from dynabert.plan import Batching, Plan, Source
 from dynabert.run import extract_run, load_result, load_sweep, measure_run, train
 from dynabert.subnet import Subnet, SubnetGrid
 
@@ -96,7 +96,7 @@ def test_another_run_in_the_folder_is_refused_and_the_field_named(finished: Path
         "seed": replace(plan, training=replace(plan.training, seed=7)),
         "widths": replace(plan, grid=SubnetGrid((1, 0.25), (1, 0.5))),
         "recipe": replace(plan, recipe=plan.recipe.adjusted(lr=5e-4)),
-        "batch_size": replace(plan, batch_size=8),
+        "batch_size": replace(plan, batching=replace(plan.batching, batch_size=8)),
     }
     for field, changed in other.items():
         with pytest.raises(SettingError, match=field) as caught:
@@ -172,15 +172,16 @@ def test_the_finetune_stage_comes_last() -> None:
 
 def test_settings_that_do_not_fit_leave_no_run_folder(job: tuple[Path, Source], tmp_path: Path) -> None:
     for changes in ({"max_length": 2}, {"max_length": 4096}):
+        plan = replace(small_plan(), batching=replace(small_plan().batching, **changes))
         with pytest.raises(SettingError, match="max_length"):
-            train(job[0], job[1], tmp_path / "run", plan=replace(small_plan(), **changes), latency=None)
+            train(job[0], job[1], tmp_path / "run", plan=plan, latency=None)
     with pytest.raises(SettingError, match="latency at 128"):
         train(job[0], job[1], tmp_path / "run", plan=small_plan())
     with pytest.raises(SettingError, match="device"):
         train(job[0], job[1], tmp_path / "run", plan=small_plan(), latency=None, device="tpu")
     assert not (tmp_path / "run").exists()
     with pytest.raises(SettingError, match="batch size 0"):
-        replace(small_plan(), batch_size=0)
+        Batching(batch_size=0)
 
 
 def test_a_head_with_other_classes_is_not_taken_for_the_teacher(

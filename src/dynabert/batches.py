@@ -1,26 +1,22 @@
 """Token ids of rows, and batches of them that are a pure function of (seed, step, rank).
 
-Padding is most of the cost of a batch of mixed lengths, so rows are sorted by length inside pools of many batches
-before they are cut into batches, and each batch is padded to its own longest row. Nothing here has a state that a
-resumed run would have to restore.
+Padding is most of the cost of a batch of mixed lengths, so rows of similar length make a step (`dynabert.steps`), and
+each micro-batch is padded to its own longest row. Nothing here has a state that a resumed run would have to restore.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from dynabert.data import Rows
 from dynabert.errors import DataError, SettingError
-from dynabert.seeds import permutation
+from dynabert.steps import Steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-POOL = 50
-"""Batches whose rows are sorted by length together: large enough to fill them evenly, small enough to stay random."""
 
 _CHUNK = 4096  # rows given to the tokenizer at once: its own threads work inside a chunk
 
@@ -72,18 +68,34 @@ def encode(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int = 1
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Sizes of a whole step, over all its micro-batches and ranks.
+
+    :param examples: rows.
+    :param tokens: without padding.
+    :param padded_tokens: with the padding of each micro-batch to its own longest row.
+    """
+
+    examples: int
+    tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True)
 class Batch:
-    """The rows of one step on one rank.
+    """Rows that go through the network together: one micro-batch of a step on one rank.
 
     :param inputs: int64 tensors of shape (batch, seq), ready for a model's forward: input_ids, attention_mask, and
         token_type_ids where the tokenizer makes them.
     :param labels: shape (batch,): int64 class numbers, or float32 scores; None where there are none.
     :param ids: int64, shape (batch,): the number of each row in its file.
+    :param whole: sizes of the step that the batch is a part of; None where it is all of it.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     ids: torch.Tensor
+    whole: Sizes | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,29 +103,46 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, None if self.labels is None else self.labels.to(device), self.ids.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(inputs, labels, self.ids.to(device), self.whole)
+
+
+class BatchSource(Protocol):
+    """Training rows by step, for one rank: `Batches` is one."""
+
+    def __len__(self) -> int:
+        """Steps in one epoch."""
+
+    def micro_batches(self, step: int) -> Sequence[Batch]:
+        """The micro-batches of a step on this rank, the same number of them in every step and on every rank.
+
+        :param step: counted over all epochs; the rows are a pure function of it.
+        """
 
 
 class Batches:
     """All batches of some rows, each a pure function of (seed, step, rank).
 
-    Every row comes once in each epoch over all ranks together. A step takes ``batch_size * world`` rows, of which rank
-    r takes every world-th from the r-th on, so N ranks of B rows see what one rank of N * B rows sees. The rows left
-    over make a smaller batch. Only where they are fewer than the ranks do they join another batch, so that no rank is
-    ever without rows.
+    Every row comes once in each epoch over all ranks together. The rows of a step (see `dynabert.steps.Steps`) are
+    dealt out to ``world * accumulate`` micro-batches, of which rank r takes those from ``r * accumulate`` on. Two ranks
+    and one rank that accumulates twice thus see the very same micro-batches, and one rank that does neither the same
+    rows in one batch.
 
-    Iterating gives the steps of the first epoch.
+    Iterating gives the micro-batches of the first epoch.
 
     :param encoded: the rows.
-    :param batch_size: rows of one step on one rank.
+    :param batch_size: rows of one step, over all ranks and micro-batches.
+    :param max_tokens: instead of `batch_size`: as many rows as leave each micro-batch at most this many tokens, padding
+        included.
     :param seed: of the order.
     :param pad_id: the tokenizer's padding token.
     :param shuffle: a new order for each epoch, with rows of similar lengths together. False, to evaluate: always the
         same order, longest rows first, so that too little memory shows at once.
     :param rank: this process, from 0.
     :param world: how many processes there are.
+    :param accumulate: micro-batches of a step on each rank.
     :param pad_to: pad to this many tokens instead of to the longest row of the batch (the published procedure).
-    :raises SettingError: a size below 1, a rank outside the world, more ranks than rows, or a row longer than `pad_to`.
+    :raises SettingError: sizes that do not fit the rows or each other, or a row longer than `pad_to`.
     :raises DataError: no rows.
     """
 
@@ -121,77 +150,83 @@ class Batches:
         self,
         encoded: Encoded,
         *,
-        batch_size: int,
         seed: int,
         pad_id: int,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
         pad_to: int | None = None,
     ) -> None:
         if not len(encoded):
             raise DataError("there are no rows to make batches of; check the data files")
-        if batch_size < 1:
-            raise SettingError(f"batch size {batch_size} is below 1; 32 is usual")
-        if not 0 <= rank < world <= len(encoded):
-            raise SettingError(f"rank {rank} of {world} does not fit {len(encoded)} rows; give each rank at least one")
-        self._encoded, self._seed, self._pad_id, self._shuffle = encoded, seed, pad_id, shuffle
-        self._rank, self._world, self._pad_to = rank, world, pad_to
+        if accumulate < 1:
+            raise SettingError(f"accumulate {accumulate} is below 1; 1 is usual")
+        if not 0 <= rank < world:
+            raise SettingError(f"rank {rank} of {world} is not one of the ranks from 0 to {world - 1}")
+        self._encoded, self._pad_id, self._pad_to = encoded, pad_id, pad_to
         self._lengths = np.array([len(tokens) for tokens in encoded.input_ids])
+        if pad_to is not None and max_tokens is not None:
+            raise SettingError("pad_to fixes the tokens of a row, so max_tokens does not go with it; give batch_size")
         if pad_to is not None and self._lengths.max() > pad_to:
             raise SettingError(f"pad_to {pad_to} is below the longest row, {self._lengths.max()} tokens; raise it")
-        self._global_size = batch_size * world
-        starts = np.arange(0, len(encoded), self._global_size)
-        self._cuts = starts[1:] if len(encoded) - starts[-1] >= world else starts[1:-1]
-        self._plan: tuple[int, list[np.ndarray]] = (-1, [])
+        self._first, self._accumulate = rank * accumulate, accumulate
+        self._steps = Steps(
+            self._lengths,
+            parts=world * accumulate,
+            seed=seed,
+            shuffle=shuffle,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+        )
 
     def __len__(self) -> int:
-        """Steps in one epoch, the same on every rank."""
-        return len(self._cuts) + 1
+        """Steps in one epoch, the same on every rank; with `max_tokens` those of the first epoch."""
+        return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.at(step) for step in range(len(self)))
+        return (batch for step in range(len(self)) for batch in self.micro_batches(step))
 
-    def at(self, step: int) -> Batch:
-        """The batch of one step.
+    def micro_batches(self, step: int) -> tuple[Batch, ...]:
+        """The micro-batches of one step on this rank.
 
         :param step: from 0, counted on over the epochs.
-        :return: this rank's rows of it, padded on the right.
+        :return: `accumulate` of them, each padded on the right to its own longest row.
         :raises SettingError: a step below 0.
         """
-        if step < 0:
-            raise SettingError(f"step {step} is below 0; steps count from 0")
-        epoch, place = divmod(step, len(self))
-        rows = self._epoch_plan(epoch)[place][self._rank :: self._world]
+        parts = self._steps.rows(step)
+        sizes = Sizes(
+            examples=sum(len(rows) for rows in parts),
+            tokens=sum(int(self._lengths[rows].sum()) for rows in parts),
+            padded_tokens=sum(len(rows) * self._padded_length(rows) for rows in parts),
+        )
+        return tuple(self._batch(rows, sizes) for rows in parts[self._first : self._first + self._accumulate])
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step, where a rank takes its rows in one piece.
+
+        :raises SettingError: a step below 0, or rows that are taken in several micro-batches.
+        """
+        if self._accumulate > 1:
+            raise SettingError(f"a step has {self._accumulate} micro-batches here; ask for micro_batches(step)")
+        return self.micro_batches(step)[0]
+
+    def _batch(self, rows: np.ndarray, whole: Sizes) -> Batch:
         labels = self._encoded.labels
         return Batch(
             self._pad(rows),
             None if labels is None else torch.from_numpy(labels[rows]),
             torch.from_numpy(self._encoded.ids[rows]),
+            whole,
         )
 
-    def _epoch_plan(self, epoch: int) -> list[np.ndarray]:
-        """The rows of each step of one epoch, over all ranks; the last epoch asked for is kept."""
-        kept, plan = self._plan
-        key = epoch if self._shuffle else 0
-        if kept != key:
-            plan = self._shuffled_plan(key) if self._shuffle else self._sorted_plan()
-            self._plan = (key, plan)
-        return plan
-
-    def _shuffled_plan(self, epoch: int) -> list[np.ndarray]:
-        order = permutation(len(self._encoded), self._seed, "rows", epoch)
-        pool_size = POOL * self._global_size
-        pools = [order[start : start + pool_size] for start in range(0, len(order), pool_size)]
-        by_length = np.concatenate([pool[np.argsort(self._lengths[pool], kind="stable")] for pool in pools])
-        steps = np.split(by_length, self._cuts)
-        return [steps[i] for i in permutation(len(steps), self._seed, "steps", epoch)]
-
-    def _sorted_plan(self) -> list[np.ndarray]:
-        return np.split(np.argsort(-self._lengths, kind="stable"), self._cuts)
+    def _padded_length(self, rows: np.ndarray) -> int:
+        return self._pad_to or int(self._lengths[rows].max())
 
     def _pad(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        shape = (len(rows), self._pad_to or int(self._lengths[rows].max()))
+        shape = (len(rows), self._padded_length(rows))
         columns = {
             "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
             "attention_mask": np.zeros(shape, dtype=np.int64),

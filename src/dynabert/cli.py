@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from dynabert.distributed import launched_rank, n_launched
 from dynabert.errors import DynabertError, SettingError, StorageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GP
 Depth = Annotated[float | None, typer.Option("--depth", help="Share of the layers, in (0, 1].")]
 
 
+@app.callback()
+def check_launch(context: typer.Context) -> None:
+    """Only training is shared among processes; any other command would be done by each of them."""
+    if n_launched() > 1 and context.invoked_subcommand != "train":
+        raise SettingError(
+            f"{context.invoked_subcommand} runs in one process, and {n_launched()} were started; leave torchrun out"
+        )
+
+
 @app.command()
 def train(
     model: Annotated[str, typer.Option(help="Folder or hub name of a BERT, RoBERTa, XLM-R or CamemBERT.")],
@@ -67,7 +77,13 @@ def train(
     ] = None,
     teacher_lr: Annotated[float | None, typer.Option(help="Learning rate of that; 5e-5 by default.")] = None,
     rewire: Annotated[bool, typer.Option(help="Put important heads and neurons first.")] = True,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows of a step, over all processes; 32 by default.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Instead: as many rows as give each process this many tokens, with padding.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(help="Parts that each process takes its rows of a step in.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens of a row at most.")] = 128,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
     precision: Annotated[str, typer.Option(help="Of the matrix products: bf16 or fp32.")] = "bf16",
@@ -83,10 +99,12 @@ def train(
 
     Own data:    dynabert train --model ... --train train.csv --validation dev.csv --text text --label label --out mine
 
+    Many GPUs?   torchrun --nproc_per_node 8 -m dynabert train ...
+
     Interrupted? Run the same command again: it goes on from the last checkpoint.
     """
     from dynabert.distill import Training
-    from dynabert.plan import Plan, Source
+    from dynabert.plan import Batching, Plan, Source
     from dynabert.recipes import recipe_of
     from dynabert.subnet import SubnetGrid
 
@@ -96,8 +114,9 @@ def train(
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
         training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
         rewired=rewire,
-        batch_size=batch_size,
-        max_length=max_length,
+        batching=Batching(
+            32 if batch_size is None and max_tokens is None else batch_size, max_tokens, accumulate, max_length
+        ),
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
     _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
@@ -230,10 +249,13 @@ def _train(
     from dynabert import run
     from dynabert.progress import progress_bars
 
-    with progress_bars() as bars:
+    first = launched_rank() == 0
+    with progress_bars(shown=first) as bars:
         sweep = run.train(
             model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring, device=device
         )
+    if not first:
+        return
     _print_sweep(sweep, as_json=as_json)
     if not as_json:
         typer.echo(
@@ -310,14 +332,20 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo("dynabert: " + " ".join(message.split()), err=True)
+    typer.echo(f"dynabert: {_who()}" + " ".join(message.split()), err=True)
     sys.exit(code)
+
+
+def _who() -> str:
+    """Which process speaks, where there are several."""
+    return f"[rank {launched_rank()}] " if n_launched() > 1 else ""
 
 
 def main() -> NoReturn:
     """Run the command line. A user's mistake is one line; exit code 2: settings, 3: data and models, 74: I/O."""
-    logging.basicConfig(format="dynabert: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
+        level = logging.WARNING if launched_rank() == 0 else logging.ERROR
+        logging.basicConfig(format=f"dynabert: {_who()}%(message)s", level=level, stream=sys.stderr)
         code = app(standalone_mode=False)
     except DynabertError as error:
         _fail(str(error), error.exit_code)

@@ -314,7 +314,7 @@ def prepare(
     :return: the encoder's folder, where the rows are, and what to do.
     """
     from dynabert.distill import Training
-    from dynabert.plan import Plan, Source
+    from dynabert.plan import Batching, Plan, Source
     from dynabert.recipes import RECIPES, TEACHER
 
     earlier = Path(out) / "run.json"
@@ -328,7 +328,6 @@ def prepare(
         recipe=RECIPES["default"].adjusted(epochs=settings.epochs, lr=settings.lr),
         teacher=replace(TEACHER, epochs=settings.teacher_epochs, lr=settings.teacher_lr),
         training=Training(seed=seed, precision="fp32", warmup=settings.warmup),
-        batch_size=settings.batch_size,
-        max_length=MAX_LENGTH,
+        batching=Batching(settings.batch_size, max_length=MAX_LENGTH),
     )
     return encoder, source, plan

@@ -1,18 +1,22 @@
 """One loop for every training stage: fine-tuning the teacher, width, depth, sandwich, final fine-tuning.
 
 It takes batches and hooks and knows no task and no files. Everything random is a function of (seed, stage, step,
-Subnet), and the learning rate a function of the step, so what a resumed stage needs is its weights, its optimizer
-state and one integer.
+Subnet, micro-batch), and the learning rate a function of the step, so what a resumed stage needs is its weights, its
+optimizer state and one integer.
+
+The same loop runs alone and on many ranks. Gradients gather locally over all micro-batches and Subnets of a step and
+are added up over the ranks once, so that every rank then takes the same step.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from dynabert.distributed import ALONE, Gradients, World
 from dynabert.elastic import ElasticModel
 from dynabert.errors import NonFiniteError, SettingError, one_of
 from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weighted_sum
@@ -22,22 +26,12 @@ from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, matched_states
 
 if TYPE_CHECKING:
-    from dynabert.batches import Batch
+    from dynabert.batches import Batch, BatchSource
 
 Evaluate = Callable[[ElasticModel, Stage], float]
 """Scores the network on held-out rows: the mean metric over the stage's Subnets, higher is better."""
 
 MAX_BAD_STEPS = 5
-
-
-class BatchSource(Protocol):
-    """Training batches by step: `dynabert.batches.Batches` is one."""
-
-    def __len__(self) -> int:
-        """Steps in one epoch."""
-
-    def at(self, step: int) -> "Batch":
-        """The batch of a step, counted over all epochs; a pure function of it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,9 @@ class Training:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `losses`: each term of each Subnet, unweighted, on the steps that are logged, else empty."""
+    """What one step did, over all ranks. `losses`: each term of each Subnet, unweighted, on the steps that are logged,
+    else empty.
+    """
 
     stage: str
     step: int
@@ -103,7 +99,7 @@ class Snapshot:
 
 
 class Hooks:
-    """What the caller of the loop may hang on it; every method does nothing by default."""
+    """What the caller of the loop may hang on it; every method does nothing by default, and is called on every rank."""
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """A stage begins, or goes on at `step`."""
@@ -142,19 +138,21 @@ class _Best:
 class StageRun:
     """One stage, running: the state of the loop in one place. Made by `train_stage`.
 
-    The largest Subnets come first, and those of one width together, so that one teacher output is alive at a time; each
-    Subnet's backward follows its forward, so memory stays near that of plain fine-tuning.
+    One micro-batch after the other; within each the largest Subnets come first, and those of one width together, so
+    that one teacher output is alive at a time. Each Subnet's backward follows its forward, so memory stays near that of
+    plain fine-tuning.
     """
 
     def __init__(
         self,
         elastic: ElasticModel,
         stage: Stage,
-        batches: BatchSource,
+        batches: "BatchSource",
         *,
         teacher: ElasticModel | None,
         reduction: Reduction,
         training: Training,
+        world: World = ALONE,
     ) -> None:
         if stage.teacher != "none" and teacher is None:
             raise SettingError(f"stage {stage.name!r} needs a teacher; give the fine-tuned model it learns from")
@@ -164,6 +162,8 @@ class StageRun:
         self.n_steps = max(1, round(stage.epochs * len(batches)))
         self.parameters = {name: p for name, p in elastic.model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.parameters.values())).device
+        self.world = world
+        self.gradients = Gradients(self.parameters.values(), world)
         self.students = TrainingViews(elastic, precision=training.precision)
         self.teachers = None if teacher is None else TrainingViews(teacher, precision=training.precision)
         self.optimizer = torch.optim.AdamW(
@@ -171,6 +171,7 @@ class StageRun:
         )
         self.progress = Progress()
         self.best = _Best(elastic.model)
+        self.stopping = False
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero: a function of the step alone."""
@@ -179,9 +180,13 @@ class StageRun:
             return self.stage.lr * (step + 1) / warm
         return self.stage.lr * (self.n_steps - step) / (self.n_steps - warm)
 
-    def losses(self, step: int, batch: "Batch") -> Iterator[tuple[Subnet, dict[str, Tensor]]]:
-        """Forward of every Subnet of the step beside its teacher; yields the terms of each, still on the graph."""
-        counts = Counts.of(batch.inputs["attention_mask"], self.reduction.padding)
+    def losses(self, step: int, batch: "Batch", part: tuple[int, ...]) -> Iterator[tuple[Subnet, dict[str, Tensor]]]:
+        """Forward of every Subnet of the step beside its teacher; yields the terms of each, still on the graph.
+
+        :param batch: one micro-batch of the step.
+        :param part: what its dropout is seeded by besides: its number, or nothing where it is the only one.
+        """
+        counts = _counts(batch, self.reduction)
         targets: EncoderOutput | None = None
         taught: Subnet | None = None
         for subnet in self.stage.schedule.subnets(self.grid, self.training.seed, step):
@@ -191,7 +196,8 @@ class StageRun:
                     targets = self._run(self.teachers.at(taught).eval(), batch)
             student = self.students.at(subnet).train()
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(derive_seed(self.training.seed, "dropout", self.stage.name, step, subnet.name))
+                seed = derive_seed(self.training.seed, "dropout", self.stage.name, step, subnet.name, *part)
+                torch.manual_seed(seed)
                 outputs = self._run(student, batch)
             kept = tuple(part.layer for part in self.elastic.slices(subnet))
             yield (
@@ -211,28 +217,46 @@ class StageRun:
     def _run(self, view: nn.Module, batch: "Batch") -> EncoderOutput:
         return view(**batch.inputs, output_hidden_states=self.stage.weights.needs_states)
 
-    def step(self) -> StepReport:
-        """One training step: the gradients of all its Subnets, clipped together, and one optimizer step."""
+    def step(self, *, stop: bool = False) -> StepReport:
+        """One training step: the gradients of all its Subnets, clipped together, and one optimizer step.
+
+        :param stop: whether this rank was asked to stop; `stopping` then says on every rank whether any was.
+        """
         step, logged = self.progress.step, self.progress.step % self.training.log_every == 0
-        batch = self.batches.at(step).to(self.device)
+        batches = self.batches.micro_batches(step)
         n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
         share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
-        for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+        self.gradients.zero()
         report: dict[str, dict[str, float]] = {}
-        for subnet, terms in self.losses(step, batch):
-            (weighted_sum(terms, self.stage.weights) * share).backward()
-            if logged:
-                report[subnet.name] = {name: float(term.detach()) for name, term in terms.items()}
+        n_parts = self.world.size * len(batches)
+        for micro, batch in enumerate(batches):
+            part = (self.world.rank * len(batches) + micro,) if n_parts > 1 else ()
+            for subnet, terms in self.losses(step, batch.to(self.device), part):
+                (weighted_sum(terms, self.stage.weights) * share).backward()
+                if logged:
+                    _add(report.setdefault(subnet.name, {}), terms)
+        # Each rank has its part of the sum; from here on all have the same numbers, and decide alike.
+        self.stopping = self.gradients.reduce(flag=stop)
+        report = self._over_ranks(report)
         norm = self._clip()
         lr = self.learning_rate(step)
-        if self._finite(norm, batch):
+        if self._finite(norm, batches):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.students.refresh()
         self.progress.step += 1
         return StepReport(self.stage.name, step, self.n_steps, lr, norm, report)
+
+    def _over_ranks(self, report: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """The losses of a step, added up over the ranks."""
+        if self.world.size == 1 or not report:
+            return report
+        listed = [value for terms in report.values() for value in terms.values()]
+        values = torch.tensor(listed, dtype=torch.float64, device=self.world.device)
+        self.world.sum(values)
+        total = iter(values.tolist())
+        return {name: {term: next(total) for term in terms} for name, terms in report.items()}
 
     def _clip(self) -> float:
         """Clip the gradient of all weights together; the norm before. Most of the time nothing has to be multiplied."""
@@ -242,14 +266,14 @@ class StageRun:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), self.training.clip, total)
         return float(total)
 
-    def _finite(self, norm: float, batch: "Batch") -> bool:
+    def _finite(self, norm: float, batches: "Sequence[Batch]") -> bool:
         """Whether the step may be taken. A step with NaN or infinity is left out; too many in a row end the stage."""
         if norm - norm == 0:
             self.progress.bad_steps = 0
             return True
         self.progress.bad_steps += 1
         if self.progress.bad_steps >= MAX_BAD_STEPS:
-            ids = ", ".join(str(int(i)) for i in batch.ids[:8])
+            ids = ", ".join(str(int(i)) for i in torch.cat([batch.ids for batch in batches])[:8])
             raise NonFiniteError(
                 f"gradient norm {norm} in {MAX_BAD_STEPS} steps in a row, the last at step {self.progress.step} of "
                 f"stage {self.stage.name!r} (row ids {ids}, …); lower the learning rate or look at these rows"
@@ -291,10 +315,23 @@ class StageRun:
         self.students.refresh()
 
 
+def _counts(batch: "Batch", reduction: Reduction) -> Counts:
+    """The denominators of the step that a micro-batch belongs to: every rank knows the lengths of all its rows."""
+    if batch.whole is None:
+        return Counts.of(batch.inputs["attention_mask"], reduction.padding)
+    padded, tokens = batch.whole.padded_tokens, batch.whole.tokens
+    return Counts(batch.whole.examples, padded if reduction.padding == "included" else tokens)
+
+
+def _add(total: dict[str, float], terms: dict[str, Tensor]) -> None:
+    for name, term in terms.items():
+        total[name] = total.get(name, 0.0) + float(term.detach())
+
+
 def train_stage(
     elastic: ElasticModel,
     stage: Stage,
-    batches: BatchSource,
+    batches: "BatchSource",
     *,
     teacher: ElasticModel | None = None,
     reduction: Reduction | None = None,
@@ -302,8 +339,11 @@ def train_stage(
     evaluate: Evaluate | None = None,
     hooks: Hooks | None = None,
     resume: Snapshot | None = None,
+    world: World = ALONE,
 ) -> Progress:
     """Train a network through one stage, in place.
+
+    On many ranks all call it with the same network, teacher, settings and `resume`, each with its own batches.
 
     :param elastic: the network; its weights end as the best scored ones, or the last ones where nothing is evaluated.
     :param stage: what to train, from whom, for how long.
@@ -314,6 +354,7 @@ def train_stage(
     :param evaluate: scores the network on held-out rows, for the choice of the best weights.
     :param hooks: reports and checkpoints.
     :param resume: where an interrupted stage had come to.
+    :param world: the ranks that train together.
     :return: the steps taken and the best score.
     :raises SettingError: a stage that needs a teacher and has none.
     :raises NonFiniteError: NaN or infinity in several steps in a row; the weights are those before them.
@@ -321,7 +362,9 @@ def train_stage(
     Source: DynaBERT Algorithms 2 and 3.
     """
     training, hooks = training or Training(), hooks or Hooks()
-    run = StageRun(elastic, stage, batches, teacher=teacher, reduction=reduction or Reduction(), training=training)
+    run = StageRun(
+        elastic, stage, batches, teacher=teacher, reduction=reduction or Reduction(), training=training, world=world
+    )
     if resume is not None:
         run.restore(resume)
     every = training.evaluate_every or max(1, -(-run.n_steps // 4))
@@ -339,8 +382,7 @@ def train_stage(
             saved = time.monotonic()
     if run.best.weights:
         run.best.restore()
-    for parameter in run.parameters.values():
-        parameter.grad = None
+    run.gradients.release()
     return run.progress
 
 
@@ -353,13 +395,14 @@ def teacher_of(stage: Stage, elastic: ElasticModel, original: ElasticModel) -> E
 
 def distill(
     elastic: ElasticModel,
-    batches: BatchSource,
+    batches: "BatchSource",
     *,
     recipe: Recipe | str = "default",
     teacher: ElasticModel | None = None,
     training: Training | None = None,
     evaluate: Evaluate | None = None,
     hooks: Hooks | None = None,
+    world: World = ALONE,
 ) -> None:
     """Train all Subnets of a network with a teacher, through every stage of a recipe, in place.
 
@@ -370,6 +413,7 @@ def distill(
     :param training: settings of the loop.
     :param evaluate: scores the network on held-out rows, for the choice of the best weights of each stage.
     :param hooks: reports and checkpoints.
+    :param world: the ranks that train together.
     """
     plan = recipe_of(recipe) if isinstance(recipe, str) else recipe
     original = teacher or elastic.copy()
@@ -383,4 +427,5 @@ def distill(
             training=training,
             evaluate=evaluate,
             hooks=hooks,
+            world=world,
         )

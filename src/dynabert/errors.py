@@ -40,6 +40,20 @@ class StorageError(DynabertError):
     exit_code = 74
 
 
+class LostRankError(DynabertError):
+    """Another process of a distributed job died, hangs or cannot be reached (exit code 74, as for I/O: try again)."""
+
+    exit_code = 74
+
+
+class FirstRankError(DynabertError):
+    """Rank 0 of a distributed job met a user's mistake and says which; the other ranks stop with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("rank 0 stopped; its own message says why")
+        self.exit_code = exit_code
+
+
 def check_choices(settings: object) -> None:
     """Check every field of a settings class whose annotation is a `Literal` of names.
 

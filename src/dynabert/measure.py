@@ -19,6 +19,7 @@ import transformers
 from torch import nn
 
 from dynabert.batches import Batch
+from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, count_params, longest_input
 from dynabert.errors import DataError, SettingError, one_of
 from dynabert.modeling import loads_with
@@ -57,34 +58,40 @@ DEFAULT_LATENCY = LatencySettings()
 _DTYPES = {name: dtype or torch.float32 for name, dtype in PRECISIONS.items()}
 
 
-def predict(view: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
+def predict(view: "PreTrainedModel", batches: Iterable[Batch], *, world: World = ALONE) -> np.ndarray:
     """The logits of a model or view on some rows.
 
     :param view: with a task head. It runs in eval mode, and is left in the mode it was in.
-    :param batches: each row once, as `dynabert.batches.Batches` without shuffle gives them.
-    :return: float32, shape (rows, n_labels), in the order of ascending row ids.
+    :param batches: each row once, as `dynabert.batches.Batches` without shuffle gives them; the same on every rank.
+    :param world: the ranks that predict together. They take turns by whole batches, so that the logits do not depend on
+        how many there are.
+    :return: float32, shape (rows, n_labels), in the order of ascending row ids; the same on every rank.
     :raises SettingError: a model without a task head.
     :raises DataError: no rows.
     """
     device = next(view.parameters()).device
     was_training = view.training
     view.eval()
-    logits: list[np.ndarray] = []
-    ids: list[np.ndarray] = []
+    logits: list[torch.Tensor] = []
+    ids: list[list[np.ndarray]] = [[] for _ in range(world.size)]
     try:
         with torch.inference_mode():
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                owner = number % world.size
+                ids[owner].append(batch.ids.cpu().numpy())
+                if owner != world.rank:
+                    continue
                 output = view(**batch.to(device).inputs)
                 if "logits" not in output:
                     raise SettingError(
                         f"{type(view).__name__} has no task head; load it with one, for instance by n_labels"
                     )
-                logits.append(output.logits.float().cpu().numpy())
-                ids.append(batch.ids.cpu().numpy())
+                logits.append(output.logits.float().cpu())
     finally:
         if was_training:
             view.train()
-    return _by_id(logits, ids)
+    mine = torch.cat(logits) if logits else torch.zeros(0, view.config.num_labels or 0)
+    return _by_id([world.gather_rows(mine).numpy()], [part for parts in ids for part in parts])
 
 
 def labels_of(batches: Iterable[Batch]) -> np.ndarray:
@@ -105,7 +112,7 @@ def labels_of(batches: Iterable[Batch]) -> np.ndarray:
 
 
 def _by_id(parts: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> np.ndarray:
-    if not parts:
+    if not ids:
         raise DataError("there are no rows to measure on; check the data files")
     return np.concatenate(parts)[np.argsort(np.concatenate(ids), kind="stable")]
 
@@ -121,6 +128,7 @@ def measure(
     precision: str = "fp32",
     fingerprint: str | None = None,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Sweep:
     """Measure Subnets of a network: how good they are, what they cost, how fast they are here.
 
@@ -134,6 +142,7 @@ def measure(
     :param precision: of the predictions, ``fp32``, or ``bf16`` where the processor is fast at that.
     :param fingerprint: says what was measured; by default made from the weights, the layers and the rows.
     :param progress: told how far it is.
+    :param world: the ranks that predict together; rank 0 alone measures latency, and its rows alone have one.
     :return: one row for each Subnet, in their order.
     :raises SettingError: rows without labels, no Subnets, a Subnet that the network does not have, a model without a
         task head, an unknown precision, or a latency length that the model cannot take.
@@ -147,16 +156,18 @@ def measure(
     if latency is not None:
         _random_inputs(elastic.model, latency)  # what cannot be measured is said before the predictions are made
     view_of = _views(elastic, precision)
-    compared = predict(view_of(Subnet()), rows) if reference is None else reference
+    compared = predict(view_of(Subnet()), rows, world=world) if reference is None else reference
     reference_metric = _main(metric_of(task, labels, compared))
     qualities = []
     for done, subnet in enumerate(chosen):
         _tell(progress, "predict", done, len(chosen))
         known = reference is None and subnet == Subnet()
-        logits = compared if known else predict(view_of(subnet), rows)
+        logits = compared if known else predict(view_of(subnet), rows, world=world)
         qualities.append(_quality(task, labels, logits, compared, reference_metric))
     _tell(progress, "predict", len(chosen), len(chosen))
-    times = latencies(elastic, chosen, settings=latency, progress=progress) if latency is not None else {}
+    times = {}
+    if latency is not None and world.is_first:
+        times = latencies(elastic, chosen, settings=latency, progress=progress)
     context = Context(
         task=task.name,
         metric=task.primary_metric,
@@ -177,12 +188,15 @@ def measure(
     )
 
 
-def selection_score(batches: Iterable[Batch], task: Task, *, precision: str = "bf16") -> "Evaluate":
+def selection_score(
+    batches: Iterable[Batch], task: Task, *, precision: str = "bf16", world: World = ALONE
+) -> "Evaluate":
     """The score by which training chooses weights: the mean of the main metric over the Subnets of a stage.
 
     :param batches: held-out rows, each once, with labels; read once and kept.
     :param task: says how predictions are judged.
     :param precision: of the matrix products.
+    :param world: the ranks that predict together.
     :return: a function of an `ElasticModel` and a `Stage`, for `dynabert.distill`.
     :raises SettingError: rows without labels, or an unknown precision.
     """
@@ -192,7 +206,7 @@ def selection_score(batches: Iterable[Batch], task: Task, *, precision: str = "b
 
     def evaluate(elastic: ElasticModel, stage: "Stage") -> float:
         view_of = _views(elastic, precision)
-        predicted = (predict(view_of(subnet), rows) for subnet in stage.grid(elastic.grid))
+        predicted = (predict(view_of(subnet), rows, world=world) for subnet in stage.grid(elastic.grid))
         return float(np.mean([_main(metric_of(task, labels, logits)) for logits in predicted]))
 
     return evaluate

@@ -77,14 +77,38 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Batching:
+    """How rows become the batches of a step.
+
+    :param batch_size: rows of one optimizer step, over all processes and micro-batches.
+    :param max_tokens: instead of it: as many rows as leave each micro-batch at most this many tokens with padding.
+    :param accumulate: micro-batches that each process takes one after the other in a step.
+    :param max_length: tokens of a row at most.
+    """
+
+    batch_size: int | None = 32
+    max_tokens: int | None = None
+    accumulate: int = 1
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        if (self.batch_size is None) == (self.max_tokens is None):
+            raise SettingError("give batch_size or max_tokens, one of them; batch_size 32 is usual")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise SettingError(f"batch size {self.batch_size} is below 1; 32 is usual")
+        if self.accumulate < 1:
+            raise SettingError(f"accumulate {self.accumulate} is below 1; 1 is usual")
+        if self.max_length < 1:
+            raise SettingError(f"max_length {self.max_length} is below 1; 128 is usual")
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a run does, apart from its data and its encoder.
 
     :param teacher: how the full network is fine-tuned; None takes the checkpoint as it is. ``auto`` fine-tunes it where
         it has no head for the task yet.
     :param rewired: whether heads and neurons are put in the order of their importance; False is for comparisons.
-    :param batch_size: rows of a step.
-    :param max_length: tokens of a row at most.
     """
 
     recipe: Recipe = RECIPES["default"]
@@ -93,23 +117,23 @@ class Plan:
     training: Training = field(default_factory=Training)
     depth_rule: DepthRule = "paper"
     rewired: bool = True
-    batch_size: int = 32
-    max_length: int = 128
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise SettingError(f"batch size {self.batch_size} is below 1; 32 is usual")
-        if self.max_length < 1:
-            raise SettingError(f"max_length {self.max_length} is below 1; 128 is usual")
+    batching: Batching = Batching()
 
 
 def fingerprint(
-    plan: Plan, task: Task, *, roles: Roles, elastic: ElasticModel, tokenizer: "PreTrainedTokenizerBase"
+    plan: Plan,
+    task: Task,
+    *,
+    roles: Roles,
+    elastic: ElasticModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """What the result of a run depends on, by name: plain values for JSON.
 
     :param elastic: the encoder that the run starts from; its weights and configuration are hashed.
     :param tokenizer: likewise.
+    :param world_size: how many processes train. It says in which order gradients are added up, hence their last bits.
     """
     weights = hashlib.sha256()
     for name, tensor in sorted(elastic.model.state_dict().items()):
@@ -133,10 +157,9 @@ def fingerprint(
         "rewired": plan.rewired,
         "teacher": asdict(plan.teacher) if isinstance(plan.teacher, Stage) else None,
         "recipe": asdict(plan.recipe),
-        "batch_size": plan.batch_size,
-        "max_length": plan.max_length,
+        **asdict(plan.batching),
         **training,
-        "world_size": 1,
+        "world_size": world_size,
     }
 
 

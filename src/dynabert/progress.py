@@ -58,8 +58,8 @@ class Bars(Hooks):
 
 
 @contextmanager
-def progress_bars() -> Iterator[Bars]:
-    """Bars on standard error while the block runs."""
+def progress_bars(*, shown: bool = True) -> Iterator[Bars]:
+    """Bars on standard error while the block runs; nothing at all where they are not `shown`."""
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(bar_width=24),
@@ -69,7 +69,7 @@ def progress_bars() -> Iterator[Bars]:
         TimeRemainingColumn(elapsed_when_finished=False),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True, quiet=not shown), disable=not shown) as progress:
         yield Bars(progress)
 
 

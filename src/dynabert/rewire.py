@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, layers_of, share
 from dynabert.errors import DataError, ModelFileError, NonFiniteError, SettingError, one_of
 from dynabert.families import Projection, Unit, family_of
@@ -31,22 +32,12 @@ from dynabert.losses import label_loss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dynabert.batches import Batch
+    from dynabert.batches import Batch, BatchSource
 
 MAX_BATCHES = 50
 """Batches that are scored by default. Of 32 rows each, ten of them already give an order that ten others confirm."""
 
 FORMAT_VERSION = 1
-
-
-class BatchSource(Protocol):
-    """Batches by step: `dynabert.batches.Batches` is one."""
-
-    def __len__(self) -> int:
-        """Steps in one epoch."""
-
-    def at(self, step: int) -> "Batch":
-        """The batch of a step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,22 +152,24 @@ SCORES: dict[str, Scoring] = {
 
 def score(
     model: "ElasticModel | PreTrainedModel",
-    batches: BatchSource,
+    batches: "BatchSource",
     *,
     scores: str = "per-example",
     n_batches: int | None = None,
     targets: Literal["labels", "logits"] = "labels",
+    world: World = ALONE,
 ) -> Importance:
     """Score every head and neuron of a fine-tuned model; the model stays as it is, its `.grad` and mode included.
 
     :param model: elastic, or a Hugging Face model of a known family with a task head.
     :param batches: training batches; the paper uses the development set, which then is no longer held out.
     :param scores: a name in `SCORES`.
-    :param n_batches: how many batches to use; by default one epoch, at most `MAX_BATCHES`.
+    :param n_batches: how many batches to use, each all rows of a step; by default one epoch, at most `MAX_BATCHES`.
     :param targets: ``labels``; or ``logits``, which needs none: the loss is then measured against the class that the
         model itself predicts, or for regression against its own score plus 1. (Against exactly its own logits the
         gradient of any loss is zero.) The order comes out nearly the same.
-    :return: scores on the CPU, fp32.
+    :param world: the ranks that score together, each its rows of every batch.
+    :return: scores on the CPU, fp32; the same on every rank.
     :raises SettingError: an unknown name or family, no batches asked for, no labels, or a model without logits.
     :raises DataError: there are no batches.
     :raises NonFiniteError: the model's gradients are NaN or infinite.
@@ -187,14 +180,23 @@ def score(
         raise SettingError(one_of("targets", targets, ("labels", "logits")))
     scoring = SCORES[scores]
     gated = _GatedModel(model.model if isinstance(model, ElasticModel) else model, both_sides=scoring.both_sides)
-    contributions = (gated.contributions(batches.at(step), targets) for step in range(_n_steps(batches, n_batches)))
+    contributions = (
+        _over_ranks([gated.contributions(batch, targets) for batch in batches.micro_batches(step)], world)
+        for step in range(_n_steps(batches, n_batches))
+    )
     heads, *neurons = scoring.total(contributions).cpu().split(gated.sizes, -1)
     if not all(part.isfinite().all() for part in (heads, *neurons)):
         raise NonFiniteError("the scores of heads and neurons are NaN or infinite; check how the model was trained")
     return Importance(heads, reduce(torch.add, neurons), scores)
 
 
-def _n_steps(batches: BatchSource, n_batches: int | None) -> int:
+def _over_ranks(parts: list[Tensor], world: World) -> Tensor:
+    """The contributions (layers, batch, units) of all examples of a step, from the micro-batches of each rank."""
+    mine = torch.cat(parts, 1)
+    return world.gather_rows(mine.transpose(0, 1)).transpose(0, 1)
+
+
+def _n_steps(batches: "BatchSource", n_batches: int | None) -> int:
     if len(batches) < 1:
         raise DataError("there are no batches to score with; give at least one row")
     if n_batches is not None and n_batches < 1:

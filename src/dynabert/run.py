@@ -10,6 +10,9 @@
     metrics.jsonl      the losses of every Subnet; of lines for the same step the last one counts
 
 A folder that belongs to another run is refused, and the message names what differs.
+
+Of many ranks only rank 0 touches the folder. The others are told what lies in it, and get weights and checkpoints from
+rank 0, so the folder need not be visible to them.
 """
 
 import json
@@ -24,6 +27,8 @@ from dynabert.batches import Batches, encode
 from dynabert.checkpoint import delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.data import Roles, Rows
 from dynabert.distill import Hooks, Snapshot, StepReport, teacher_of, train_stage
+from dynabert.distill import Progress as StageProgress
+from dynabert.distributed import ALONE, Shared, World, joined
 from dynabert.elastic import ElasticModel, count_params, longest_input
 from dynabert.errors import DataError, ModelFileError, SettingError, one_of
 from dynabert.files import clean_temporary, read_json, verify_manifest, write_json
@@ -31,7 +36,7 @@ from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
 from dynabert.model_files import CONFIG, read_object, resolve
 from dynabert.modeling import LOADERS
-from dynabert.plan import Plan, Source, fingerprint
+from dynabert.plan import Batching, Plan, Source, fingerprint
 from dynabert.recipes import TEACHER, Stage
 from dynabert.rewire import Importance, rewire, score
 from dynabert.subnet import Subnet
@@ -39,6 +44,7 @@ from dynabert.sweep import Sweep
 from dynabert.tasks import Task
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUN_FILE, SWEEP_FILE, METRICS_FILE = "run.json", "sweep.json", "metrics.jsonl"
@@ -48,10 +54,10 @@ log = logging.getLogger("dynabert")
 
 
 class RunHooks(Hooks):
-    """Writes the metrics and checkpoints of a run, and passes everything on to the hooks of the caller."""
+    """Writes the metrics and checkpoints of a run, on rank 0 alone, and passes everything on to the caller's hooks."""
 
-    def __init__(self, out: Path, hooks: Hooks) -> None:
-        self.out, self.hooks = out, hooks
+    def __init__(self, out: Path, hooks: Hooks, *, writes: bool = True) -> None:
+        self.out, self.hooks, self.writes = out, hooks, writes
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """Pass it on."""
@@ -70,17 +76,23 @@ class RunHooks(Hooks):
 
     def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self.out / "checkpoints", stage.name, snapshot())
+        if self.writes:
+            save_checkpoint(self.out / "checkpoints", stage.name, snapshot())
         self.hooks.checkpoint(stage, snapshot)
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 1), **line}) + "\n")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run works with: the task, its tokenizer, and the batches of each role."""
+    """What a run works with: the task, its tokenizer, and the batches of each role.
+
+    Those of `train` are this rank's; those of the held-out roles are the same on every rank.
+    """
 
     task: Task
     tokenizer: "PreTrainedTokenizerBase"
@@ -89,20 +101,27 @@ class Prepared:
     validation: Batches
 
     @classmethod
-    def of(cls, task: Task, roles: Roles, tokenizer: "PreTrainedTokenizerBase", plan: Plan) -> "Prepared":
+    def of(
+        cls, task: Task, roles: Roles, tokenizer: "PreTrainedTokenizerBase", plan: Plan, *, world: World = ALONE
+    ) -> "Prepared":
         """Tokenize each role once."""
+        batching, seed, pad_id = plan.batching, plan.training.seed, tokenizer.pad_token_id
 
-        def batches(rows: Rows, *, shuffle: bool) -> Batches:
-            return Batches(
-                encode(tokenizer, rows, plan.max_length),
-                batch_size=plan.batch_size if shuffle else EVALUATION_BATCH,
-                seed=plan.training.seed,
-                pad_id=tokenizer.pad_token_id,
-                shuffle=shuffle,
-            )
+        def held_out(rows: Rows) -> Batches:
+            encoded = encode(tokenizer, rows, batching.max_length)
+            return Batches(encoded, batch_size=EVALUATION_BATCH, seed=seed, pad_id=pad_id, shuffle=False)
 
-        held_out = [batches(rows, shuffle=False) for rows in (roles.select, roles.validation)]
-        return cls(task, tokenizer, batches(roles.train, shuffle=True), *held_out)
+        train = Batches(
+            encode(tokenizer, roles.train, batching.max_length),
+            batch_size=batching.batch_size,
+            max_tokens=batching.max_tokens,
+            seed=seed,
+            pad_id=pad_id,
+            rank=world.rank,
+            world=world.size,
+            accumulate=batching.accumulate,
+        )
+        return cls(task, tokenizer, train, held_out(roles.select), held_out(roles.validation))
 
 
 def train(
@@ -118,6 +137,8 @@ def train(
 ) -> Sweep:
     """Turn an encoder into a DynaBERT: teacher, rewiring, the recipe's stages, sweep. Resumes where it was interrupted.
 
+    Started by torchrun, all its processes train together, and rank 0 alone writes. Each needs the model and the rows.
+
     :param model: folder or hub name of a model of a known family, with or without a task head.
     :param source: the rows.
     :param out: the run folder; made, or resumed if it is of the same run.
@@ -125,67 +146,127 @@ def train(
     :param hooks: reports.
     :param latency: how latency is measured in the final sweep; None leaves it out.
     :param progress: told how far the final sweep is.
-    :param device: where to compute; by default the GPU if there is one.
-    :return: every Subnet measured on the validation rows; also in ``sweep.json``.
+    :param device: where to compute; by default the GPU if there is one. With several processes each takes its own GPU.
+    :return: every Subnet measured on the validation rows, latency on rank 0 alone; also in ``sweep.json``.
     :raises SettingError: settings that do not fit, or a folder that belongs to another run.
     :raises DataError: rows that cannot be used.
     :raises ModelFileError: a model that cannot be used.
+    :raises LostRankError: another process of the job died.
     """
-    plan, out, device = plan or Plan(), Path(out), pick_device(device)
-    task, roles = source.load()
+    with joined(pick_device(device)) as world:
+        job = _Job(model, source, Path(out), latency, progress)
+        return _train(job, plan or Plan(), hooks or Hooks(), world)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `train` was called with."""
+
+    model: str | Path
+    source: Source
+    out: Path
+    latency: LatencySettings | None
+    progress: Progress | None
+
+
+def _train(job: _Job, plan: Plan, hooks: Hooks, world: World) -> Sweep:
+    model, out = job.model, job.out
+    task, roles = job.source.load()
     if plan.teacher == "auto":
         plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
     encoder = _load_for(task, model, plan)
     elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
     tokenizer = load_tokenizer(model)
-    _check_lengths(elastic, plan, latency)
-    prepared = Prepared.of(task, roles, tokenizer, plan)
-    identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer)
-    _open(out, identity, {"model": str(model), "source": source.to_json(), "device": device})
-    elastic.to(device)
-    run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
+    _check_lengths(elastic, plan, job.latency)
+    prepared = Prepared.of(task, roles, tokenizer, plan, world=world)
+    identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer, world_size=world.size)
+    world.agree("settings, data or model", json.dumps(identity))
+    called = {"model": str(model), "source": job.source.to_json(), "device": world.device}
+    world.on_first(lambda: _open(out, identity, called))
+    elastic.to(world.device)
+    run = _Run(out, plan, prepared, RunHooks(out, hooks, writes=world.is_first), world)
     run.teacher(elastic)
     run.rewire(elastic)
     original = elastic.copy()
     for index, stage in enumerate(plan.recipe.stages):
         run.stage(elastic, original, index, stage)
-    return measure_run(out, prepared=prepared, latency=latency, progress=progress, device=device)
+    sweep = measure(
+        elastic,
+        prepared.validation,
+        task=task,
+        reference=run.teacher_logits(elastic),
+        latency=job.latency,
+        progress=job.progress,
+        world=world,
+    )
+    if world.is_first:
+        sweep.to_json(out / SWEEP_FILE)
+    return sweep
 
 
 class _Run:
     """The parts of a run, each of which is skipped where its result lies in the folder already."""
 
-    def __init__(self, out: Path, plan: Plan, prepared: Prepared, hooks: RunHooks) -> None:
-        self.out, self.plan, self.prepared, self.hooks = out, plan, prepared, hooks
+    def __init__(self, out: Path, plan: Plan, prepared: Prepared, hooks: RunHooks, world: World) -> None:
+        self.out, self.plan, self.prepared, self.hooks, self.world = out, plan, prepared, hooks, world
 
     def teacher(self, elastic: ElasticModel) -> None:
         """Fine-tune the full network, or take it as it is."""
         folder = self.out / "teacher"
-        if not _complete(folder):
+        if not self.world.on_first(lambda: _complete(folder)):
             if isinstance(self.plan.teacher, Stage):
                 self._train(elastic, self.plan.teacher, teacher=None)
-            elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
-            delete_checkpoints(self.out / "checkpoints", TEACHER.name)
-        _take_weights(elastic, folder)
+            self._save(elastic, folder, TEACHER.name)
+        self._take_weights(elastic, folder)
+
+    def teacher_logits(self, elastic: ElasticModel) -> "np.ndarray":
+        """What the teacher says on the validation rows, (rows, n_labels)."""
+        teacher = elastic.copy()
+        self._take_weights(teacher, self.out / "teacher")
+        return predict(teacher.at(Subnet()), self.prepared.validation, world=self.world)
 
     def rewire(self, elastic: ElasticModel) -> None:
         """Put the important heads and neurons first."""
         if not self.plan.rewired:
             return
         path = self.out / "importance.safetensors"
-        if not path.exists():
-            score(elastic, self.prepared.train, scores=self.plan.recipe.scores).save(path)
-        rewire(elastic, Importance.load(path))
+        if not self.world.on_first(path.exists):
+            scored = score(elastic, self.prepared.train, scores=self.plan.recipe.scores, world=self.world)
+            self.world.on_first(lambda: scored.save(path))
+
+        def saved() -> Shared:
+            importance = Importance.load(path)
+            return Shared(importance.scores, {"heads": importance.heads, "neurons": importance.neurons})
+
+        told = self.world.from_first(saved)
+        rewire(elastic, Importance(told.tensors["heads"], told.tensors["neurons"], told.value))
 
     def stage(self, elastic: ElasticModel, original: ElasticModel, index: int, stage: Stage) -> None:
         """Train one stage, and save what it gives."""
         last = index == len(self.plan.recipe.stages) - 1
         folder = self.out / "elastic" if last else self.out / "stages" / stage.name
-        if not _complete(folder):
+        if not self.world.on_first(lambda: _complete(folder)):
             self._train(elastic, stage, teacher=teacher_of(stage, elastic, original))
-            elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
-            delete_checkpoints(self.out / "checkpoints", stage.name)
-        _take_weights(elastic, folder)
+            self._save(elastic, folder, stage.name)
+        self._take_weights(elastic, folder)
+
+    def _save(self, elastic: ElasticModel, folder: Path, stage: str) -> None:
+        """Publish a network that is done; its checkpoints have then served."""
+        self.world.on_first(lambda: elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer))
+        self.world.on_first(lambda: delete_checkpoints(self.out / "checkpoints", stage))
+
+    def _take_weights(self, elastic: ElasticModel, folder: Path) -> None:
+        """Continue from what is on disk, in the run that wrote it and in one that resumes alike."""
+        saved = self.world.from_first(lambda: Shared(tensors=load(folder).state_dict()))
+        elastic.model.load_state_dict(saved.tensors)
+
+    def _newest_checkpoint(self, stage: Stage) -> Snapshot | None:
+        def newest() -> Shared:
+            snapshot = newest_checkpoint(self.out / "checkpoints", stage.name)
+            return Shared() if snapshot is None else Shared(asdict(snapshot.progress), snapshot.tensors)
+
+        told = self.world.from_first(newest)
+        return None if told.value is None else Snapshot(told.tensors, StageProgress(**told.value))
 
     def _train(self, elastic: ElasticModel, stage: Stage, *, teacher: ElasticModel | None) -> None:
         train_stage(
@@ -195,16 +276,18 @@ class _Run:
             teacher=teacher,
             reduction=self.plan.recipe.reduction,
             training=self.plan.training,
-            evaluate=selection_score(self.prepared.select, self.prepared.task, precision=self.plan.training.precision),
+            evaluate=selection_score(
+                self.prepared.select, self.prepared.task, precision=self.plan.training.precision, world=self.world
+            ),
             hooks=self.hooks,
-            resume=newest_checkpoint(self.out / "checkpoints", stage.name),
+            resume=self._newest_checkpoint(stage),
+            world=self.world,
         )
 
 
 def measure_run(
     out: str | Path,
     *,
-    prepared: Prepared | None = None,
     subnets: tuple[Subnet, ...] | None = None,
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
     progress: Progress | None = None,
@@ -213,7 +296,6 @@ def measure_run(
     """Measure the result of a run on the validation rows, beside its teacher, and write ``sweep.json``.
 
     :param out: the run folder.
-    :param prepared: the rows, where they are at hand; by default they are loaded again from where the run had them.
     :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
     :param latency: how latency is measured; None leaves it out.
     :param progress: called with what is being done, how much of it is done, and out of how much.
@@ -224,7 +306,7 @@ def measure_run(
     elastic = load_result(out)
     if latency is not None:
         check_length(elastic.model, latency)
-    prepared = prepared or _rows_again(out)
+    prepared = _rows_again(out)
     elastic.to(device)
     teacher = load(out / "teacher").to(device)  # type: ignore[arg-type]
     sweep = measure(
@@ -246,7 +328,7 @@ def _rows_again(out: Path) -> Prepared:
     saved = read_json(out / RUN_FILE)
     try:
         source, identity = Source.from_json(saved["source"]), saved["fingerprint"]
-        plan = Plan(batch_size=identity["batch_size"], max_length=identity["max_length"])
+        plan = Plan(batching=Batching(max_length=identity["max_length"]))
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{out / RUN_FILE} is not of this version ({error}); train again") from error
     task, roles = source.load()
@@ -356,8 +438,9 @@ def _load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
 
 def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings | None) -> None:
     longest = longest_input(elastic.model)
-    if plan.max_length > longest:
-        raise SettingError(f"max_length {plan.max_length} is too long for this model, which takes {longest}; lower it")
+    max_length = plan.batching.max_length
+    if max_length > longest:
+        raise SettingError(f"max_length {max_length} is too long for this model, which takes {longest}; lower it")
     if latency is not None:
         check_length(elastic.model, latency)
 
@@ -395,9 +478,3 @@ def _complete(folder: Path) -> bool:
         return False
     verify_manifest(folder)
     return True
-
-
-def _take_weights(elastic: ElasticModel, folder: Path) -> None:
-    """Continue from what is on disk, in the run that wrote it and in one that resumes alike."""
-    saved = load(folder).state_dict()
-    elastic.model.load_state_dict(saved)

@@ -47,8 +47,8 @@ class TrainingRows:
     def __len__(self):
         return N_SCORED
 
-    def at(self, step):
-        return rows(1000 + step)
+    def micro_batches(self, step):
+        return (rows(1000 + step),)
 
 
 def train(model, seed):
