@@ -1,6 +1,8 @@
 """One small training job in float64 that can be split over ranks and micro-batches; as a program, one rank of it.
 
-python split_training.py FOLDER     with RANK, WORLD_SIZE, ... in the environment; writes rank<R>.safetensors and .json
+    python split_training.py FOLDER N_STEPS [CASE...]
+
+with RANK, WORLD_SIZE, ... in the environment; writes <case>-rank<R>.safetensors and .json.
 """
 
 import json
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from helpers import VOCAB, tiny_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dynabert.batches import Batches, Encoded
 from dynabert.distill import Hooks, Training, train_stage
@@ -24,7 +26,7 @@ from dynabert.rewire import score
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.tasks import TASKS
 
-N_STEPS, N_ROWS, BATCH_SIZE, LR = 50, 70, 8, 1e-3
+N_ROWS, BATCH_SIZE, LR = 70, 8, 1e-3
 GRID = SubnetGrid((1.0, 0.5), (1.0, 0.75, 0.5))
 
 
@@ -81,11 +83,11 @@ def rows():
 
 def network(seed, dropout):
     return ElasticModel(
-        tiny_model("bert", seed=seed, n_labels=2, hidden=32, n_neurons=32, dtype=torch.float64, dropout=dropout), GRID
+        tiny_model("bert", seed=seed, n_labels=2, hidden=16, n_neurons=32, dtype=torch.float64, dropout=dropout), GRID
     )
 
 
-def outcome(name, world=ALONE, *, accumulate=1):
+def outcome(name, world=ALONE, *, n_steps, accumulate=1):
     """Do the job of a case."""
     case, recorder = CASES[name], Recorder()
     encoded = rows()
@@ -97,11 +99,11 @@ def outcome(name, world=ALONE, *, accumulate=1):
     importance = score(teacher, batches, world=world)
     train_stage(
         elastic,
-        replace(case.stage, epochs=N_STEPS / len(batches), lr=LR),
+        replace(case.stage, epochs=n_steps / len(batches), lr=LR),
         batches,
         teacher=teacher,
         reduction=case.reduction,
-        training=Training(precision="fp32", log_every=1, evaluate_every=10),
+        training=Training(precision="fp32", log_every=1, evaluate_every=n_steps // 4),
         evaluate=selection_score(held_out, TASKS["sst2"], precision="fp32", world=world),
         hooks=recorder,
         world=world,
@@ -110,7 +112,7 @@ def outcome(name, world=ALONE, *, accumulate=1):
     tensors |= {"heads": importance.heads, "neurons": importance.neurons}
     logits = predict(network(5, 0.0).at(Subnet(0.5)), held_out, world=world)
     tensors["logits"] = torch.from_numpy(logits)
-    ids = [[part.ids.tolist() for part in batches.micro_batches(step)] for step in range(N_STEPS)]
+    ids = [[part.ids.tolist() for part in batches.micro_batches(step)] for step in range(n_steps)]
     return Outcome(tensors, ids, recorder.losses, recorder.scores)
 
 
@@ -131,10 +133,16 @@ def forbid_pickle():
     sys.addaudithook(watch)
 
 
-def main(folder: Path, world: World) -> None:
+def read_outcome(folder: Path, name: str, rank: int) -> Outcome:
+    """What a rank wrote."""
+    plain = json.loads((folder / f"{name}-rank{rank}.json").read_text())
+    return Outcome(load_file(folder / f"{name}-rank{rank}.safetensors"), **plain)
+
+
+def main(world: World, folder: Path, n_steps: int, *names: str) -> None:
     forbid_pickle()
-    for name in CASES:
-        done = outcome(name, world)
+    for name in names or CASES:
+        done = outcome(name, world, n_steps=n_steps)
         save_file(
             {key: tensor.contiguous() for key, tensor in done.tensors.items()},
             folder / f"{name}-rank{world.rank}.safetensors",
@@ -146,4 +154,4 @@ def main(folder: Path, world: World) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined("cpu") as joined_world:
-        main(Path(sys.argv[1]), joined_world)
+        main(joined_world, Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
