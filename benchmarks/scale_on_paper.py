@@ -141,7 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"BERT-base, {N_PARAMS:,} parameters, {4 * N_PARAMS / 1e6:.0f} MB of fp32 gradients, rows of {SEQ} tokens.")
     print(
-        f"Assumed: {options.tflops:.0f} TFLOP/s a GPU, {options.shortest_ms} ms a pass at least, {PER_NODE} GPUs a node."
+        f"Assumed: {options.tflops:.0f} TFLOP/s a GPU, {options.shortest_ms} ms a pass or more, {PER_NODE} GPUs a node."
     )
     for link in (NVLINK, *BETWEEN):
         print(f"Assumed: {link.name}: {link.gigabytes_per_s} GB/s, {link.latency_us} us a hop.")
