@@ -90,7 +90,7 @@ def our_steps(elastic: ElasticModel, stage: Stage, batches: list[Batch]) -> Call
 
 
 def step_flops(elastic: ElasticModel, stage: Stage, seq: int) -> float:
-    """FLOPs of one step of one row: students forward and twice that backward, teachers forward; encoder products only."""
+    """FLOPs of one step of one row, encoder products only: students forward and twice that backward, teachers once."""
     total, taught = 0, None
     for subnet in stage.schedule.subnets(stage.grid(elastic.grid), 0, 0):
         total += 3 * encoder_flops(elastic.shape, elastic.slices(subnet), seq)
