@@ -74,6 +74,11 @@ def test_the_whole_job_from_the_command_line(
 BAD = {
     "unknown task": (("train", "--model", "M", "--task", "sst", "--out", "OUT"), 2, ("'sst'", "sst2")),
     "unknown recipe": (("train", "--model", "M", "--task", "sst2", "--recipe", "papr", "--out", "OUT"), 2, ("paper",)),
+    "unknown schedule": (
+        ("train", "--model", "M", "--task", "sst2", "--schedule", "lader", "--out", "OUT"),
+        2,
+        ("lader", "ladder"),
+    ),
     "width out of range": (
         ("train", "--model", "M", "--task", "sst2", "--widths", "1,1.5", "--out", "OUT"),
         2,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from dynabert.errors import DynabertError, SettingError, StorageError
+from dynabert.errors import DynabertError, SettingError, StorageError, one_of
 
 if TYPE_CHECKING:
     from dynabert.plan import Plan, Source
-    from dynabert.recipes import Stage
+    from dynabert.recipes import ScheduleKind, Stage
     from dynabert.subnet import Subnet
     from dynabert.sweep import LatencySettings, Sweep
 
@@ -59,6 +59,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="default, paper or sandwich.")] = "default",
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
+    schedule: Annotated[
+        str | None, typer.Option(help="Sizes of a step in the stages of the whole grid: all, sandwich or ladder.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; the recipe says 3.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of each stage; the recipe says.")] = None,
     finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
@@ -92,7 +95,7 @@ def train(
 
     source = Source(task, data, train, validation, text, text_pair, label, limit)
     plan = Plan(
-        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune),
+        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune, schedule=_schedule(schedule)),
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
         training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
         rewired=rewire,
@@ -251,6 +254,14 @@ def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['
     if epochs == 0:
         return None
     return replace(TEACHER, epochs=TEACHER.epochs if epochs is None else epochs, lr=TEACHER.lr if lr is None else lr)
+
+
+def _schedule(name: str | None) -> "ScheduleKind | None":
+    from dynabert.recipes import SCHEDULES
+
+    if name is not None and name not in SCHEDULES:
+        raise SettingError(one_of("schedule", name, SCHEDULES))
+    return name
 
 
 def _latency(wanted: bool) -> "LatencySettings | None":

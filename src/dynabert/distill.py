@@ -161,7 +161,7 @@ class StageRun:
         self.elastic, self.stage, self.batches = elastic, stage, batches
         self.reduction, self.training = reduction, training
         self.grid = stage.grid(elastic.grid)
-        self.n_steps = max(1, round(stage.epochs * len(batches)))
+        self.n_steps = stage.n_steps(len(batches))
         self.parameters = {name: p for name, p in elastic.model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.parameters.values())).device
         self.students = TrainingViews(elastic, precision=training.precision)
