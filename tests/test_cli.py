@@ -79,6 +79,11 @@ BAD = {
         2,
         ("lader", "ladder"),
     ),
+    "unknown tracker": (
+        ("train", "--model", "M", "--task", "sst2", "--track", "tensorbord", "--out", "OUT"),
+        2,
+        ("tensorbord", "tensorboard"),
+    ),
     "width out of range": (
         ("train", "--model", "M", "--task", "sst2", "--widths", "1,1.5", "--out", "OUT"),
         2,

@@ -7,7 +7,7 @@ output, everything else to standard error; with --json standard output holds one
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -77,6 +77,7 @@ def train(
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
+    track: Annotated[list[str] | None, typer.Option(help="Also send the numbers to: tensorboard, wandb.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +104,7 @@ def train(
         max_length=max_length,
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
-    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device, track=track or ())
 
 
 @app.command()
@@ -229,13 +230,17 @@ def _train(
     as_json: bool,
     latency: "LatencySettings | None",
     device: str | None = None,
+    track: Sequence[str] = (),
 ) -> None:
     from dynabert import run
+    from dynabert.distill import HookList
     from dynabert.progress import progress_bars
+    from dynabert.trackers import tracking
 
-    with progress_bars() as bars:
+    with tracking(track, out) as tracked, progress_bars() as bars:
+        hooks = HookList(bars, tracked)
         sweep = run.train(
-            model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring, device=device
+            model, source, out, plan=plan, hooks=hooks, latency=latency, progress=bars.measuring, device=device
         )
     _print_sweep(sweep, as_json=as_json)
     if not as_json:

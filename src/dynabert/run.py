@@ -15,7 +15,7 @@ A folder that belongs to another run is refused, and the message names what diff
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from dynabert.rewire import Importance, rewire, score
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.tasks import Task
+from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +53,10 @@ class RunHooks(Hooks):
 
     def __init__(self, out: Path, hooks: Hooks) -> None:
         self.out, self.hooks = out, hooks
+
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Pass it on."""
+        self.hooks.planned(stages)
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """Pass it on."""
@@ -144,6 +149,8 @@ def train(
     _open(out, identity, {"model": str(model), "source": source.to_json(), "device": device})
     elastic.to(device)
     run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
+    steps_per_epoch, seed = len(prepared.train), plan.training.seed
+    run.hooks.planned(planned_stages(plan.stages, elastic, steps_per_epoch=steps_per_epoch, seed=seed))
     run.teacher(elastic)
     run.rewire(elastic)
     original = elastic.copy()
