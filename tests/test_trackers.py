@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from small_job import small_plan, write_job
 from dynabert import trackers
 from dynabert.distill import HookList, Hooks, StepReport
 from dynabert.errors import SettingError
-from dynabert.recipes import RECIPES
+from dynabert.recipes import RECIPES, TEACHER
 from dynabert.run import train
 from dynabert.trackers import Tracking, tracking
 from dynabert.workload import PlannedStage
@@ -20,8 +21,8 @@ from dynabert.workload import PlannedStage
 WIDTH, DEPTH = RECIPES["default"].stages
 STAGES = (PlannedStage("width", 10, 1.0), PlannedStage("depth", 10, 1.0))
 SUBNETS = ("w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5")
-# 240 rows, of which a part is held out to select on: 14 batches of 16 an epoch; 8 epochs of the teacher, then 1 and 1.
-OFFSETS = {"teacher": 0, "width": 8 * 14, "depth": 9 * 14}
+# 240 rows, of which a part is held out to select on: 14 batches of 16, an epoch of them in each stage.
+OFFSETS = {"teacher": 0, "width": 14, "depth": 28}
 LOGGED_EVERY = 2
 
 
@@ -47,9 +48,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run that was never interrupted, and one that was, in the middle of its last stage, and went on."""
     encoder, source = write_job(tmp_path_factory.mktemp("job"))
     whole, resumed = encoder.parent / "whole", encoder.parent / "resumed"
-    plan = small_plan(log_every=LOGGED_EVERY, checkpoint_minutes=0.0, evaluate_every=4)
+    plan = replace(small_plan(log_every=LOGGED_EVERY, evaluate_every=4), teacher=replace(TEACHER, epochs=1, lr=2e-3))
     with tracking(["tensorboard"], whole) as hooks:
         train(encoder, source, whole, plan=plan, latency=None, hooks=hooks)
+    plan = replace(plan, training=replace(plan.training, checkpoint_minutes=0.0))
     with pytest.raises(KeyboardInterrupt), tracking(["tensorboard"], resumed) as hooks:
         train(encoder, source, resumed, plan=plan, latency=None, hooks=HookList(hooks, Interrupt()))
     # Two checkpoints are kept; without the newer one the run has to repeat a step that was written already.
@@ -76,7 +78,7 @@ def test_tensorboard_has_every_loss_term_of_every_subnet_at_every_logged_step(ru
     expected |= {f"width/loss/{subnet}/{term}" for subnet in ("w1-d1", "w0.5-d1") for term in terms}
     assert set(losses) == expected | {"teacher/loss/w1-d1/labels"}
     assert {tag: values for tag, values in written.items() if "/loss/" in tag} == losses
-    assert [step for step, _ in written["depth/loss/w0.5-d0.5/hidden"]] == list(range(126, 140, LOGGED_EVERY))
+    assert [step for step, _ in written["depth/loss/w0.5-d0.5/hidden"]] == list(range(28, 42, LOGGED_EVERY))
 
 
 def test_tensorboard_has_rates_norms_speed_and_scores(runs: tuple[Path, Path]) -> None:
