@@ -77,6 +77,9 @@ def train(
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, say what the run will take, and write nothing.")
+    ] = False,
     track: Annotated[list[str] | None, typer.Option(help="Also send the numbers to: tensorboard, wandb.")] = None,
     device: Device = None,
     as_json: Json = False,
@@ -104,7 +107,10 @@ def train(
         max_length=max_length,
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
-    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device, track=track or ())
+    if dry_run:
+        _estimate(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    else:
+        _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device, track=track or ())
 
 
 @app.command()
@@ -249,6 +255,27 @@ def _train(
         )
         middle = sorted(row.cost.n_params for row in sweep.rows)[len(sweep.rows) // 2]
         typer.echo(f"next: dynabert pick {out} --max-params {middle / 1e6:.2g}e6")
+
+
+def _estimate(
+    model: str,
+    source: "Source",
+    out: Path,
+    plan: "Plan",
+    *,
+    as_json: bool,
+    latency: "LatencySettings | None",
+    device: str | None,
+) -> None:
+    from dynabert.estimate import estimate
+    from dynabert.progress import progress_bars
+
+    with progress_bars() as bars:
+        cost = estimate(model, source, out, plan=plan, latency=latency, progress=bars.measuring, device=device)
+    if as_json:
+        _print_json(cost.to_dict())
+    else:
+        typer.echo(cost.text(), nl=False)
 
 
 def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['auto'] | None":

@@ -110,6 +110,36 @@ class Prepared:
         return cls(task, tokenizer, batches(roles.train, shuffle=True), *held_out)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run before anything is written.
+
+    :param plan: with the teacher decided on.
+    """
+
+    plan: Plan
+    elastic: ElasticModel
+    roles: Roles
+    prepared: Prepared
+
+
+def prepare(model: str | Path, source: Source, plan: Plan, *, latency: LatencySettings | None) -> Job:
+    """Load and check everything that a run needs; the parameters are those of `train`.
+
+    :raises SettingError: settings that do not fit.
+    :raises DataError: rows that cannot be used.
+    :raises ModelFileError: a model that cannot be used.
+    """
+    task, roles = source.load()
+    if plan.teacher == "auto":
+        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
+    encoder = _load_for(task, model, plan)
+    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
+    tokenizer = load_tokenizer(model)
+    _check_lengths(elastic, plan, latency)
+    return Job(plan, elastic, roles, Prepared.of(task, roles, tokenizer, plan))
+
+
 def train(
     model: str | Path,
     source: Source,
@@ -136,16 +166,10 @@ def train(
     :raises DataError: rows that cannot be used.
     :raises ModelFileError: a model that cannot be used.
     """
-    plan, out, device = plan or Plan(), Path(out), pick_device(device)
-    task, roles = source.load()
-    if plan.teacher == "auto":
-        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
-    encoder = _load_for(task, model, plan)
-    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
-    tokenizer = load_tokenizer(model)
-    _check_lengths(elastic, plan, latency)
-    prepared = Prepared.of(task, roles, tokenizer, plan)
-    identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer)
+    out, device = Path(out), pick_device(device)
+    job = prepare(model, source, plan or Plan(), latency=latency)
+    plan, elastic, prepared = job.plan, job.elastic, job.prepared
+    identity = fingerprint(plan, prepared.task, roles=job.roles, elastic=elastic, tokenizer=prepared.tokenizer)
     _open(out, identity, {"model": str(model), "source": source.to_json(), "device": device})
     elastic.to(device)
     run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
