@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TIMED_STEPS = 8
-"""Steps of a stage that are timed, spread over the lengths of its batches; an untimed one, the longest, goes before."""
+"""Steps of a stage that are timed, spread over the lengths of its batches; untimed ones go before and after them."""
 
 _ENOUGH_S = 60.0  # where steps take long, three are timed and then as many as fit into this
 _KEPT_CHECKPOINTS = 3  # two stay, while a third is written
@@ -188,7 +188,6 @@ class _Trial:
             rows * step_flops(stage, self.elastic, seed=seed, step=step, seq=seq)
             for step, (rows, seq) in enumerate(shapes)
         ]
-        run.best.keep()  # a run holds its best weights from the first evaluation on
 
         def take(step: int) -> None:
             run.progress.step = step
@@ -197,6 +196,8 @@ class _Trial:
         line = _Line.through(self._times(take, work), work)
         total_s = line.total(work) * run.n_steps / len(work)
         evaluation_s = self._prediction_s(self.elastic, self.job.prepared.select, stage.grid(self.elastic.grid))
+        run.best.keep()  # as after the first evaluation
+        take(int(np.argmax(work)))  # last: memory left in pieces by shorter batches has no room for the longest
         n_evaluations = sum(self.training.evaluates_after(done, run.n_steps) for done in range(1, run.n_steps + 1))
         for parameter in run.parameters.values():
             parameter.grad = None
@@ -260,8 +261,8 @@ class _Trial:
         return made_s + _Line.through([(place, self._seconds(call, place)) for place in chosen], work).total(work)
 
     def _times(self, take: Callable[[int], None], work: Sequence[float]) -> list[tuple[int, float]]:
-        """Steps and how long each took: some of all lengths, after an untimed one, the longest."""
-        take(int(np.argmax(work)))
+        """Steps and how long each took: some of all lengths, after an untimed one."""
+        take(0)
         started = time.perf_counter()
         times: list[tuple[int, float]] = []
         for step in _spread(work, TIMED_STEPS):
