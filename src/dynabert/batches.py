@@ -159,10 +159,7 @@ class Batches:
         :return: this rank's rows of it, padded on the right.
         :raises SettingError: a step below 0.
         """
-        if step < 0:
-            raise SettingError(f"step {step} is below 0; steps count from 0")
-        epoch, place = divmod(step, len(self))
-        rows = self._epoch_plan(epoch)[place][self._rank :: self._world]
+        rows = self._rows(step)
         labels = self._encoded.labels
         return Batch(
             self._pad(rows),
@@ -172,8 +169,13 @@ class Batches:
 
     def shape(self, step: int) -> tuple[int, int]:
         """Rows and tokens, padding included, of the batch of one step, without making it."""
+        return self._padded_shape(self._rows(step))
+
+    def _rows(self, step: int) -> np.ndarray:
+        if step < 0:
+            raise SettingError(f"step {step} is below 0; steps count from 0")
         epoch, place = divmod(step, len(self))
-        return self._padded_shape(self._epoch_plan(epoch)[place][self._rank :: self._world])
+        return self._epoch_plan(epoch)[place][self._rank :: self._world]
 
     def _padded_shape(self, rows: np.ndarray) -> tuple[int, int]:
         return len(rows), self._pad_to or int(self._lengths[rows].max())
