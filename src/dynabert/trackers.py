@@ -149,6 +149,12 @@ def tracking(names: Sequence[str], out: str | Path) -> Iterator[Tracking]:
 def _check_installed(name: str) -> None:
     if name not in TRACKERS:
         raise SettingError(one_of("tracker", name, TRACKERS))
-    missing = [package for package in ("accelerate", name) if find_spec(package) is None]
+    missing = [package for package in ("accelerate", name) if not _is_package(package)]
     if missing:
         raise SettingError(f"tracker {name!r} needs {' and '.join(missing)}: pip install 'dynabert[{name}]'")
+
+
+def _is_package(name: str) -> bool:
+    """Whether it is installed; a folder of that name in the working folder, as wandb makes one, is not the package."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
