@@ -3,7 +3,9 @@
 The parts run as in `dynabert.run.train`, in the same order and with the same networks in memory, so that the peak of
 this process is that of the run; the network ends in a state that is of no use. Training steps of different lengths are
 timed and fitted by ``seconds = a + b * FLOPs``, and the line is summed over the planned batches of the first epoch with
-the Subnets that each step draws. Not counted: writing folders and checkpoints.
+the Subnets that each step draws. Not counted: writing folders and checkpoints. The estimate holds for the load of the
+machine now; and the resident memory of a CPU run ends somewhat higher, as a longer run leaves it in more pieces: 7 to
+13 % in `benchmarks/estimate.py`.
 """
 
 import os
