@@ -3,9 +3,9 @@
 The parts run as in `dynabert.run.train`, in the same order and with the same networks in memory, so that the peak of
 this process is that of the run; the network ends in a state that is of no use. Training steps of different lengths are
 timed and fitted by ``seconds = a + b * FLOPs``, and the line is summed over the planned batches of the first epoch with
-the Subnets that each step draws. Not counted: writing folders and checkpoints. The estimate holds for the load of the
-machine now; and the resident memory of a CPU run ends somewhat higher, as a longer run leaves it in more pieces: 7 to
-13 % in `benchmarks/estimate.py`.
+the Subnets that each step draws. Not counted: writing folders and checkpoints. Times hold for the load of the
+machine now. Resident memory on a CPU is that of the few steps: it grows over a run, whose batches of all lengths leave
+the heap in pieces, by 7 to 34 % in `benchmarks/estimate.py`.
 """
 
 import os
@@ -108,7 +108,9 @@ class Estimate:
         """The table and what follows from it, as lines of plain text."""
         ends = datetime.fromisoformat(self.ends).strftime("%a %d %b %H:%M")
         disk = f"disk: {self.disk_bytes / 1e9:.2f} GB needed, {self.free_bytes / 1e9:.1f} GB free"
-        return f"{plain_text(self.to_table())}{disk}\nends about {ends} if it starts now; nothing has been written\n"
+        memory = "memory: on a CPU a whole run needs up to a third more than its few steps here\n"
+        notes = (memory if self.device == "cpu" else "") + disk
+        return f"{plain_text(self.to_table())}{notes}\nends about {ends} if it starts now; nothing has been written\n"
 
 
 def estimate(
