@@ -159,16 +159,26 @@ class Batches:
         :return: this rank's rows of it, padded on the right.
         :raises SettingError: a step below 0.
         """
-        if step < 0:
-            raise SettingError(f"step {step} is below 0; steps count from 0")
-        epoch, place = divmod(step, len(self))
-        rows = self._epoch_plan(epoch)[place][self._rank :: self._world]
+        rows = self._rows(step)
         labels = self._encoded.labels
         return Batch(
             self._pad(rows),
             None if labels is None else torch.from_numpy(labels[rows]),
             torch.from_numpy(self._encoded.ids[rows]),
         )
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """Rows and tokens, padding included, of the batch of one step, without making it."""
+        return self._padded_shape(self._rows(step))
+
+    def _rows(self, step: int) -> np.ndarray:
+        if step < 0:
+            raise SettingError(f"step {step} is below 0; steps count from 0")
+        epoch, place = divmod(step, len(self))
+        return self._epoch_plan(epoch)[place][self._rank :: self._world]
+
+    def _padded_shape(self, rows: np.ndarray) -> tuple[int, int]:
+        return len(rows), self._pad_to or int(self._lengths[rows].max())
 
     def _epoch_plan(self, epoch: int) -> list[np.ndarray]:
         """The rows of each step of one epoch, over all ranks; the last epoch asked for is kept."""
@@ -191,7 +201,7 @@ class Batches:
         return np.split(np.argsort(-self._lengths, kind="stable"), self._cuts)
 
     def _pad(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        shape = (len(rows), self._pad_to or int(self._lengths[rows].max()))
+        shape = self._padded_shape(rows)
         columns = {
             "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
             "attention_mask": np.zeros(shape, dtype=np.int64),

@@ -7,18 +7,18 @@ output, everything else to standard error; with --json standard output holds one
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from dynabert.errors import DynabertError, SettingError, StorageError
+from dynabert.errors import DynabertError, SettingError, StorageError, one_of
 
 if TYPE_CHECKING:
     from dynabert.plan import Plan, Source
-    from dynabert.recipes import Stage
+    from dynabert.recipes import ScheduleKind, Stage
     from dynabert.subnet import Subnet
     from dynabert.sweep import LatencySettings, Sweep
 
@@ -59,6 +59,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="default, paper or sandwich.")] = "default",
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
+    schedule: Annotated[
+        str | None, typer.Option(help="Sizes of a step in the stages of the whole grid: all, sandwich or ladder.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; the recipe says 3.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of each stage; the recipe says.")] = None,
     finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
@@ -74,6 +77,10 @@ def train(
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, say what the run will take, and write nothing.")
+    ] = False,
+    track: Annotated[list[str] | None, typer.Option(help="Also send the numbers to: tensorboard, wandb.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -92,7 +99,7 @@ def train(
 
     source = Source(task, data, train, validation, text, text_pair, label, limit)
     plan = Plan(
-        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune),
+        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune, schedule=_schedule(schedule)),
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
         training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
         rewired=rewire,
@@ -100,7 +107,10 @@ def train(
         max_length=max_length,
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
-    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    if dry_run:
+        _estimate(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    else:
+        _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device, track=track or ())
 
 
 @app.command()
@@ -226,13 +236,17 @@ def _train(
     as_json: bool,
     latency: "LatencySettings | None",
     device: str | None = None,
+    track: Sequence[str] = (),
 ) -> None:
     from dynabert import run
+    from dynabert.distill import HookList
     from dynabert.progress import progress_bars
+    from dynabert.trackers import tracking
 
-    with progress_bars() as bars:
+    with tracking(track, out) as tracked, progress_bars() as bars:
+        hooks = HookList(bars, tracked)
         sweep = run.train(
-            model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring, device=device
+            model, source, out, plan=plan, hooks=hooks, latency=latency, progress=bars.measuring, device=device
         )
     _print_sweep(sweep, as_json=as_json)
     if not as_json:
@@ -243,6 +257,27 @@ def _train(
         typer.echo(f"next: dynabert pick {out} --max-params {middle / 1e6:.2g}e6")
 
 
+def _estimate(
+    model: str,
+    source: "Source",
+    out: Path,
+    plan: "Plan",
+    *,
+    as_json: bool,
+    latency: "LatencySettings | None",
+    device: str | None,
+) -> None:
+    from dynabert.estimate import estimate
+    from dynabert.progress import progress_bars
+
+    with progress_bars() as bars:
+        cost = estimate(model, source, out, plan=plan, latency=latency, progress=bars.measuring, device=device)
+    if as_json:
+        _print_json(cost.to_dict())
+    else:
+        typer.echo(cost.text(), nl=False)
+
+
 def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['auto'] | None":
     from dynabert.recipes import TEACHER
 
@@ -251,6 +286,14 @@ def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['
     if epochs == 0:
         return None
     return replace(TEACHER, epochs=TEACHER.epochs if epochs is None else epochs, lr=TEACHER.lr if lr is None else lr)
+
+
+def _schedule(name: str | None) -> "ScheduleKind | None":
+    from dynabert.recipes import SCHEDULES
+
+    if name is not None and name not in SCHEDULES:
+        raise SettingError(one_of("schedule", name, SCHEDULES))
+    return name
 
 
 def _latency(wanted: bool) -> "LatencySettings | None":

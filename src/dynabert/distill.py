@@ -6,7 +6,7 @@ state and one integer.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,7 @@ from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, matched_states
+from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
     from dynabert.batches import Batch
@@ -71,27 +72,44 @@ class Training:
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise SettingError(f"evaluate_every {self.evaluate_every} must be 1 step or more")
 
+    def evaluates_after(self, done: int, n_steps: int) -> bool:
+        """Whether a stage of `n_steps` steps is scored on the `select` rows when `done` of them are done."""
+        every = self.evaluate_every or max(1, -(-n_steps // 4))
+        return done % every == 0 or done == n_steps
+
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `losses`: each term of each Subnet, unweighted, on the steps that are logged, else empty."""
+    """What one step did.
+
+    :param n_tokens: in its batch, padding not counted.
+    :param n_skipped: steps of the stage so far that were left out for NaN or infinity.
+    :param losses: each term of each Subnet, unweighted, on the steps that are logged, else empty.
+    """
 
     stage: str
     step: int
     n_steps: int
     lr: float
     gradient_norm: float
+    n_tokens: int
+    n_skipped: int
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
 class Progress:
-    """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs."""
+    """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs.
+
+    :param bad_steps: with NaN or infinity, the last ones in a row.
+    :param skipped: with NaN or infinity, in all.
+    """
 
     step: int = 0
     best_step: int = -1
     best_score: float = float("-inf")
     bad_steps: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,9 @@ class Snapshot:
 class Hooks:
     """What the caller of the loop may hang on it; every method does nothing by default."""
 
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Before the first stage: all that the run has, those included that an earlier process has done."""
+
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """A stage begins, or goes on at `step`."""
 
@@ -116,6 +137,38 @@ class Hooks:
 
     def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
         """A checkpoint is due; call `snapshot` for what it holds."""
+
+
+class HookList(Hooks):
+    """Several hooks as one: each is called in turn."""
+
+    def __init__(self, *hooks: Hooks) -> None:
+        self.hooks = hooks
+
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.planned(stages)
+
+    def started(self, stage: Stage, n_steps: int, step: int) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.started(stage, n_steps, step)
+
+    def stepped(self, report: StepReport) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.stepped(report)
+
+    def evaluated(self, stage: Stage, step: int, score: float, best: bool) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.evaluated(stage, step, score, best)
+
+    def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.checkpoint(stage, snapshot)
 
 
 class _Best:
@@ -161,7 +214,7 @@ class StageRun:
         self.elastic, self.stage, self.batches = elastic, stage, batches
         self.reduction, self.training = reduction, training
         self.grid = stage.grid(elastic.grid)
-        self.n_steps = max(1, round(stage.epochs * len(batches)))
+        self.n_steps = stage.n_steps(len(batches))
         self.parameters = {name: p for name, p in elastic.model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.parameters.values())).device
         self.students = TrainingViews(elastic, precision=training.precision)
@@ -214,7 +267,9 @@ class StageRun:
     def step(self) -> StepReport:
         """One training step: the gradients of all its Subnets, clipped together, and one optimizer step."""
         step, logged = self.progress.step, self.progress.step % self.training.log_every == 0
-        batch = self.batches.at(step).to(self.device)
+        batch = self.batches.at(step)
+        n_tokens = int(batch.inputs["attention_mask"].sum())
+        batch = batch.to(self.device)
         n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
         share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
         for parameter in self.parameters.values():
@@ -232,7 +287,7 @@ class StageRun:
             self.optimizer.step()
             self.students.refresh()
         self.progress.step += 1
-        return StepReport(self.stage.name, step, self.n_steps, lr, norm, report)
+        return StepReport(self.stage.name, step, self.n_steps, lr, norm, n_tokens, self.progress.skipped, report)
 
     def _clip(self) -> float:
         """Clip the gradient of all weights together; the norm before. Most of the time nothing has to be multiplied."""
@@ -248,6 +303,7 @@ class StageRun:
             self.progress.bad_steps = 0
             return True
         self.progress.bad_steps += 1
+        self.progress.skipped += 1
         if self.progress.bad_steps >= MAX_BAD_STEPS:
             ids = ", ".join(str(int(i)) for i in batch.ids[:8])
             raise NonFiniteError(
@@ -324,14 +380,13 @@ def train_stage(
     run = StageRun(elastic, stage, batches, teacher=teacher, reduction=reduction or Reduction(), training=training)
     if resume is not None:
         run.restore(resume)
-    every = training.evaluate_every or max(1, -(-run.n_steps // 4))
     hooks.started(stage, run.n_steps, run.progress.step)
     saved = time.monotonic()
     while run.progress.step < run.n_steps:
         hooks.stepped(run.step())
         done = run.progress.step
         # once in a while: score on held-out rows
-        if evaluate is not None and (done % every == 0 or done == run.n_steps):
+        if evaluate is not None and training.evaluates_after(done, run.n_steps):
             run.evaluate(evaluate, hooks)
         # once in a while: a checkpoint
         if time.monotonic() - saved >= 60 * training.checkpoint_minutes and done < run.n_steps:
@@ -372,7 +427,9 @@ def distill(
     :param hooks: reports and checkpoints.
     """
     plan = recipe_of(recipe) if isinstance(recipe, str) else recipe
-    original = teacher or elastic.copy()
+    original, seed = teacher or elastic.copy(), (training or Training()).seed
+    if hooks is not None:
+        hooks.planned(planned_stages(plan.stages, elastic, steps_per_epoch=len(batches), seed=seed))
     for stage in plan.stages:
         train_stage(
             elastic,

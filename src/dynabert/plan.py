@@ -102,6 +102,11 @@ class Plan:
         if self.max_length < 1:
             raise SettingError(f"max_length {self.max_length} is below 1; 128 is usual")
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Everything that trains, the fine-tuning of the teacher included where it has been decided on."""
+        return (self.teacher, *self.recipe.stages) if isinstance(self.teacher, Stage) else self.recipe.stages
+
 
 def fingerprint(
     plan: Plan, task: Task, *, roles: Roles, elastic: ElasticModel, tokenizer: "PreTrainedTokenizerBase"

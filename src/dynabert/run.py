@@ -15,7 +15,7 @@ A folder that belongs to another run is refused, and the message names what diff
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from dynabert.rewire import Importance, rewire, score
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.tasks import Task
+from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +53,10 @@ class RunHooks(Hooks):
 
     def __init__(self, out: Path, hooks: Hooks) -> None:
         self.out, self.hooks = out, hooks
+
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Pass it on."""
+        self.hooks.planned(stages)
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """Pass it on."""
@@ -105,6 +110,36 @@ class Prepared:
         return cls(task, tokenizer, batches(roles.train, shuffle=True), *held_out)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run before anything is written.
+
+    :param plan: with the teacher decided on.
+    """
+
+    plan: Plan
+    elastic: ElasticModel
+    roles: Roles
+    prepared: Prepared
+
+
+def prepare(model: str | Path, source: Source, plan: Plan, *, latency: LatencySettings | None) -> Job:
+    """Load and check everything that a run needs; the parameters are those of `train`.
+
+    :raises SettingError: settings that do not fit.
+    :raises DataError: rows that cannot be used.
+    :raises ModelFileError: a model that cannot be used.
+    """
+    task, roles = source.load()
+    if plan.teacher == "auto":
+        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
+    encoder = _load_for(task, model, plan)
+    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
+    tokenizer = load_tokenizer(model)
+    _check_lengths(elastic, plan, latency)
+    return Job(plan, elastic, roles, Prepared.of(task, roles, tokenizer, plan))
+
+
 def train(
     model: str | Path,
     source: Source,
@@ -131,19 +166,15 @@ def train(
     :raises DataError: rows that cannot be used.
     :raises ModelFileError: a model that cannot be used.
     """
-    plan, out, device = plan or Plan(), Path(out), pick_device(device)
-    task, roles = source.load()
-    if plan.teacher == "auto":
-        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
-    encoder = _load_for(task, model, plan)
-    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
-    tokenizer = load_tokenizer(model)
-    _check_lengths(elastic, plan, latency)
-    prepared = Prepared.of(task, roles, tokenizer, plan)
-    identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer)
+    out, device = Path(out), pick_device(device)
+    job = prepare(model, source, plan or Plan(), latency=latency)
+    plan, elastic, prepared = job.plan, job.elastic, job.prepared
+    identity = fingerprint(plan, prepared.task, roles=job.roles, elastic=elastic, tokenizer=prepared.tokenizer)
     _open(out, identity, {"model": str(model), "source": source.to_json(), "device": device})
     elastic.to(device)
     run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
+    steps_per_epoch, seed = len(prepared.train), plan.training.seed
+    run.hooks.planned(planned_stages(plan.stages, elastic, steps_per_epoch=steps_per_epoch, seed=seed))
     run.teacher(elastic)
     run.rewire(elastic)
     original = elastic.copy()
