@@ -26,7 +26,8 @@ from dynabert.distill import StageRun, Training, teacher_of
 from dynabert.elastic import ElasticModel
 from dynabert.losses import Reduction
 from dynabert.recipes import RECIPES, Stage
-from dynabert.subnet import Subnet, encoder_flops, matched_states
+from dynabert.subnet import Subnet, matched_states
+from dynabert.workload import step_flops
 
 WIDTH, DEPTH = RECIPES["default"].stages
 LENGTH, ROWS = 128, 32
@@ -87,17 +88,6 @@ def our_steps(elastic: ElasticModel, stage: Stage, batches: list[Batch]) -> Call
         reduction=Reduction(),
         training=Training(),
     ).step
-
-
-def step_flops(elastic: ElasticModel, stage: Stage, seq: int) -> float:
-    """FLOPs of one step of one row, encoder products only: students forward and twice that backward, teachers once."""
-    total, taught = 0, None
-    for subnet in stage.schedule.subnets(stage.grid(elastic.grid), 0, 0):
-        total += 3 * encoder_flops(elastic.shape, elastic.slices(subnet), seq)
-        if stage.teacher_of(subnet) != taught:
-            taught = stage.teacher_of(subnet)
-            total += encoder_flops(elastic.shape, elastic.slices(taught), seq)
-    return float(total)
 
 
 def spread_over_lengths(encoded: Encoded, pad_id: int, n_batches: int) -> tuple[list[Batch], list[Batch]]:
@@ -170,7 +160,7 @@ def matmul_share(chosen: Any) -> dict[str, float]:  # noqa: ANN401
     before = best_product(chosen.device, 10)
     seconds = side_by_side({"step": step}, 1 if chosen.quick else 3, device=chosen.device, warm_up=not chosen.quick)
     best = max(before, best_product(chosen.device, 10))
-    achieved = ROWS * step_flops(elastic, DEPTH, LENGTH) / median(seconds["step"])
+    achieved = ROWS * step_flops(DEPTH, elastic, seed=0, step=0, seq=LENGTH) / median(seconds["step"])
     return {
         "step_s": median(seconds["step"]),
         "achieved_gflops_s": achieved / 1e9,
