@@ -29,9 +29,9 @@ from dynabert.elastic import ElasticModel
 from dynabert.files import write_json
 from dynabert.loading import load, load_tokenizer
 from dynabert.losses import Reduction
-from dynabert.recipes import RECIPES, Stage
-from dynabert.subnet import encoder_flops
+from dynabert.recipes import RECIPES
 from dynabert.tasks import TASKS
+from dynabert.workload import step_flops
 
 BATCH_SIZE = 32
 STAGES = {"sandwich": RECIPES["sandwich"].stages[0], "depth": RECIPES["default"].stages[1]}
@@ -40,16 +40,6 @@ STAGES = {"sandwich": RECIPES["sandwich"].stages[0], "depth": RECIPES["default"]
 def batches_of(encoded: Encoded, pad_id: int, world: World) -> Batches:
     """Batches of a world's rank."""
     return Batches(encoded, batch_size=BATCH_SIZE, seed=42, pad_id=pad_id, rank=world.rank, world=world.size)
-
-
-def forward_flops(elastic: ElasticModel, stage: Stage, step: int, seq: int) -> int:
-    """Encoder operations of one row in a step: three passes for each Subnet, as its backward counts twice, and one for
-    each teacher output.
-    """
-    subnets = stage.schedule.subnets(stage.grid(elastic.grid), 42, step)
-    taught = {stage.teacher_of(subnet) for subnet in subnets}
-    students = sum(3 * encoder_flops(elastic.shape, elastic.slices(subnet), seq) for subnet in subnets)
-    return students + sum(encoder_flops(elastic.shape, elastic.slices(subnet), seq) for subnet in taught)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -90,7 +80,7 @@ def measure_stage(name: str, world: World, encoded: Encoded, pad_id: int, model_
         for key, value in taken.items():
             times[key].append(1e3 * value)
         seq = batches_of(encoded, pad_id, ALONE).at(repeat + 1).inputs["input_ids"].shape[1]
-        flops = BATCH_SIZE * forward_flops(models[0], stage, repeat + 1, seq)
+        flops = BATCH_SIZE * step_flops(stage, models[0], seed=training.seed, step=repeat + 1, seq=seq)
         rates.append(flops / max(taken["one_process"], 1e-9) / 1e9)
     medians = {f"{key}_ms": round(statistics.median(values), 1) for key, values in times.items()}
     spread = {f"{key}_range_ms": [round(min(values), 1), round(max(values), 1)] for key, values in times.items()}

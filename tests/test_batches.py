@@ -95,6 +95,13 @@ def test_a_fixed_length_pads_every_batch_to_it():
         made(encoded([2, 4]), pad_to=3)
 
 
+@pytest.mark.parametrize("settings", [{}, {"pad_to": 40}, {"rank": 1, "world": 3}, {"shuffle": False}])
+def test_the_shape_of_a_batch_is_known_without_making_it(settings):
+    batches = made(encoded(range(1, 31)), **settings)
+    for step in range(2 * len(batches)):
+        assert batches.shape(step) == tuple(batches.at(step).inputs["input_ids"].shape)
+
+
 def test_a_batch_moves_as_a_whole():
     batch = made(encoded([2, 4], types=True)).at(0).to("meta")
     assert {tensor.device.type for tensor in (*batch.inputs.values(), batch.labels, batch.ids)} == {"meta"}

@@ -71,9 +71,35 @@ def test_the_whole_job_from_the_command_line(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_a_dry_run_is_one_object_and_writes_nothing(
+    job: tuple[Path, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ("--train", job[1].train, "--validation", job[1].validation, "--text", "text", "--label", "label")
+    sizes = ("--widths", "1,0.5", "--depths", "1", "--max-length", 32, "--recipe", "sandwich", "--schedule", "ladder")
+    common = ("train", "--model", job[0], "--out", "out", *data, *sizes, "--no-latency", "--dry-run")
+    assert call(monkeypatch, *common, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [part["name"] for part in told["parts"]][1::2] == ["teacher", "rewiring scores", "sandwich: select"]
+    assert told["total_s"] > 0 and told["peak_bytes"] > 0 and told["disk_bytes"] > 0 and told["ends"]
+    assert call(monkeypatch, *common) == 0
+    assert "ends about" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 BAD = {
     "unknown task": (("train", "--model", "M", "--task", "sst", "--out", "OUT"), 2, ("'sst'", "sst2")),
     "unknown recipe": (("train", "--model", "M", "--task", "sst2", "--recipe", "papr", "--out", "OUT"), 2, ("paper",)),
+    "unknown schedule": (
+        ("train", "--model", "M", "--task", "sst2", "--schedule", "lader", "--out", "OUT"),
+        2,
+        ("lader", "ladder"),
+    ),
+    "unknown tracker": (
+        ("train", "--model", "M", "--task", "sst2", "--track", "tensorbord", "--out", "OUT"),
+        2,
+        ("tensorbord", "tensorboard"),
+    ),
     "width out of range": (
         ("train", "--model", "M", "--task", "sst2", "--widths", "1,1.5", "--out", "OUT"),
         2,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import TinyBatches, tiny_model
 
-from dynabert.distill import MAX_BAD_STEPS, Hooks, Progress, Snapshot, Training, distill, train_stage
+from dynabert.distill import MAX_BAD_STEPS, HookList, Hooks, Progress, Snapshot, Training, distill, train_stage
 from dynabert.elastic import ElasticModel
 from dynabert.errors import NonFiniteError, SettingError
 from dynabert.losses import PUBLISHED, LossWeights
@@ -46,6 +46,9 @@ class Recorder(Hooks):
     def __init__(self, elastic):
         self.elastic = elastic
         self.calls, self.reports, self.weights, self.scores, self.snapshots = [], [], [], [], {}
+
+    def planned(self, stages):
+        self.calls += [("planned", stage.name, stage.n_steps) for stage in stages]
 
     def started(self, stage, n_steps, step):
         self.calls.append(("started", stage.name, n_steps, step))
@@ -160,7 +163,8 @@ def test_a_bad_step_is_left_out(value):
     for step in (2, 4, 5):
         assert differ(recorder.weights[step], recorder.weights[step - 1])
     assert all(tensor.isfinite().all() for tensor in weights_of(elastic).values())
-    assert (progress.step, progress.bad_steps) == (6, 0)
+    assert (progress.step, progress.bad_steps, progress.skipped) == (6, 0, 2)
+    assert [report.n_skipped for report in recorder.reports] == [0, 1, 1, 2, 2, 2]
     assert [report.lr for report in recorder.reports] == pytest.approx([LR * (6 - step) / 6 for step in range(6)])
 
 
@@ -203,6 +207,12 @@ def test_bad_steps_are_counted_on_after_a_resume():
     assert snapshot.progress.bad_steps == 3
     with pytest.raises(NonFiniteError, match="at step 5 of stage"):
         run(make_elastic(n_labels=1), batches=Poisoned(set(range(1, 10)), 10), resume=snapshot)
+
+
+def test_steps_left_out_before_a_resume_count_too():
+    recorder, _ = run(make_elastic(n_labels=1), batches=Poisoned({1, 2}, 6))
+    _, progress = run(make_elastic(n_labels=1), batches=Poisoned({4}, 6), resume=recorder.snapshots[3])
+    assert progress.skipped == 3
 
 
 # Resuming.
@@ -409,6 +419,23 @@ def test_settings_are_checked(bad):
 def shortened(name):
     recipe = RECIPES[name]
     return replace(recipe, stages=tuple(replace(stage, epochs=0.5, lr=LR) for stage in recipe.stages))
+
+
+def test_several_hooks_hear_the_same():
+    elastic = make_elastic()
+    one, other = Recorder(elastic), Recorder(elastic)
+    training = replace(EVERY_STEP, evaluate_every=2)
+    distill(
+        elastic,
+        TinyBatches(),
+        recipe=shortened("sandwich"),
+        training=training,
+        evaluate=lambda *_: 0.5,
+        hooks=HookList(one, other),
+    )
+    assert {call[0] for call in one.calls} == {"planned", "started", "stepped", "evaluated", "checkpoint"}
+    assert one.calls == other.calls
+    assert one.calls[0] == ("planned", "sandwich", 2)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -8,7 +8,7 @@ import pytest
 from dynabert.errors import SettingError
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
 from dynabert.recipes import FINETUNE, RECIPES, TEACHER, Recipe, Schedule, Stage, recipe_of
-from dynabert.subnet import LayerSlice, Subnet, SubnetGrid
+from dynabert.subnet import EncoderShape, LayerSlice, Subnet, SubnetGrid, encoder_flops
 
 GRID = SubnetGrid()
 LABELS_ALONE = LossWeights(logits=0, hidden=0, embeddings=0, labels=1)
@@ -50,6 +50,29 @@ def test_a_sandwich_depends_on_seed_and_step():
     draws = {(seed, step): Schedule("sandwich").subnets(GRID, seed, step) for seed in (0, 1) for step in range(8)}
     assert len({draws[0, step] for step in range(8)}) > 3
     assert any(draws[0, step] != draws[1, step] for step in range(8))
+
+
+def test_a_ladder_goes_down_by_one_rung_in_each_step():
+    shape = EncoderShape(n_layers=12, n_heads=12, head_dim=64, hidden=768, n_neurons=3072)
+    steps = [Schedule("ladder").subnets(GRID, 42, step) for step in range(len(GRID) - 2)]
+    assert all(chosen[0] == GRID.largest and chosen[-1] == GRID.smallest and len(chosen) == 3 for chosen in steps)
+    flops = [encoder_flops(shape, chosen[1].slices(shape)) for chosen in steps]
+    assert flops == sorted(flops, reverse=True) and len(set(flops)) > 5
+
+
+def test_a_ladder_trains_every_subnet_in_between_equally_often_and_draws_nothing():
+    n_rounds, n_middle = 3, len(GRID) - 2
+    climbed = Counter(Schedule("ladder").subnets(GRID, 1, step)[1] for step in range(n_rounds * n_middle))
+    assert climbed == {subnet: n_rounds for subnet in GRID if subnet not in (GRID.largest, GRID.smallest)}
+    for step in range(n_middle):
+        expected = Schedule("ladder").subnets(GRID, 7, step + 5 * n_middle)
+        assert Schedule("ladder").subnets(GRID, 1, step) == expected, "neither the seed nor the round matters"
+
+
+@pytest.mark.parametrize(("widths", "depths"), [((1,), (1,)), ((1, 0.5), (1,)), ((1,), (1, 0.5, 0.25))])
+def test_a_ladder_of_a_grid_with_few_rungs(widths, depths):
+    grid = SubnetGrid(widths, depths)
+    assert Schedule("ladder").subnets(grid, 0, 5) == tuple(grid)
 
 
 def test_a_small_grid_is_trained_whole():
@@ -135,6 +158,8 @@ def test_adjusted_changes_epochs_and_rates_and_adds_a_last_stage():
     assert [s.epochs for s in changed.stages] == [0.5, 0.5, 2]
     assert {s.lr for s in changed.stages} == {1e-4}
     assert changed.reduction == PUBLISHED and changed.stages[0] == replace(paper.stages[0], epochs=0.5, lr=1e-4)
+    width, depth, last = paper.adjusted(finetune=1, schedule="ladder").stages
+    assert (width.schedule, depth.schedule, last.schedule) == (Schedule(), Schedule("ladder"), Schedule("ladder"))
     assert paper.adjusted(finetune=1).stages[-1] == replace(FINETUNE, epochs=1)
     with pytest.raises(SettingError, match="must be above 0"):
         paper.adjusted(epochs=0)

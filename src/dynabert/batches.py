@@ -4,6 +4,7 @@ Padding is most of the cost of a batch of mixed lengths, so rows of similar leng
 each micro-batch is padded to its own longest row. Nothing here has a state that a resumed run would have to restore.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -200,7 +201,7 @@ class Batches:
         sizes = Sizes(
             examples=sum(len(rows) for rows in parts),
             tokens=sum(int(self._lengths[rows].sum()) for rows in parts),
-            padded_tokens=sum(len(rows) * self._padded_length(rows) for rows in parts),
+            padded_tokens=sum(math.prod(self._padded_shape(rows)) for rows in parts),
         )
         return tuple(self._batch(rows, sizes) for rows in parts[self._first : self._first + self._accumulate])
 
@@ -222,11 +223,16 @@ class Batches:
             whole,
         )
 
-    def _padded_length(self, rows: np.ndarray) -> int:
-        return self._pad_to or int(self._lengths[rows].max())
+    def shape(self, step: int) -> tuple[int, int]:
+        """Rows of one step on this rank, and tokens of its longest micro-batch with padding, without making any."""
+        mine = self._steps.rows(step)[self._first : self._first + self._accumulate]
+        return sum(len(rows) for rows in mine), max(self._padded_shape(rows)[1] for rows in mine)
+
+    def _padded_shape(self, rows: np.ndarray) -> tuple[int, int]:
+        return len(rows), self._pad_to or int(self._lengths[rows].max())
 
     def _pad(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        shape = (len(rows), self._padded_length(rows))
+        shape = self._padded_shape(rows)
         columns = {
             "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
             "attention_mask": np.zeros(shape, dtype=np.int64),

@@ -7,7 +7,7 @@ output, everything else to standard error; with --json standard output holds one
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from dynabert.distributed import launched_rank, n_launched
-from dynabert.errors import DynabertError, SettingError, StorageError
+from dynabert.errors import DynabertError, SettingError, StorageError, one_of
 
 if TYPE_CHECKING:
     from dynabert.plan import Plan, Source
-    from dynabert.recipes import Stage
+    from dynabert.recipes import ScheduleKind, Stage
     from dynabert.subnet import Subnet
     from dynabert.sweep import LatencySettings, Sweep
 
@@ -69,6 +69,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="default, paper or sandwich.")] = "default",
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
+    schedule: Annotated[
+        str | None, typer.Option(help="Sizes of a step in the stages of the whole grid: all, sandwich or ladder.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; the recipe says 3.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of each stage; the recipe says.")] = None,
     finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
@@ -90,6 +93,10 @@ def train(
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, say what the run will take, and write nothing.")
+    ] = False,
+    track: Annotated[list[str] | None, typer.Option(help="Also send the numbers to: tensorboard, wandb.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +117,7 @@ def train(
 
     source = Source(task, data, train, validation, text, text_pair, label, limit)
     plan = Plan(
-        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune),
+        recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune, schedule=_schedule(schedule)),
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
         training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
         rewired=rewire,
@@ -119,7 +126,10 @@ def train(
         ),
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
-    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    if dry_run:
+        _estimate(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    else:
+        _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device, track=track or ())
 
 
 @app.command()
@@ -245,14 +255,18 @@ def _train(
     as_json: bool,
     latency: "LatencySettings | None",
     device: str | None = None,
+    track: Sequence[str] = (),
 ) -> None:
     from dynabert import run
+    from dynabert.distill import HookList
     from dynabert.progress import progress_bars
+    from dynabert.trackers import tracking
 
     first = launched_rank() == 0
-    with progress_bars(shown=first) as bars:
+    with tracking(track if first else (), out) as tracked, progress_bars(shown=first) as bars:
+        hooks = HookList(bars, tracked)
         sweep = run.train(
-            model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring, device=device
+            model, source, out, plan=plan, hooks=hooks, latency=latency, progress=bars.measuring, device=device
         )
     if not first:
         return
@@ -265,6 +279,29 @@ def _train(
         typer.echo(f"next: dynabert pick {out} --max-params {middle / 1e6:.2g}e6")
 
 
+def _estimate(
+    model: str,
+    source: "Source",
+    out: Path,
+    plan: "Plan",
+    *,
+    as_json: bool,
+    latency: "LatencySettings | None",
+    device: str | None,
+) -> None:
+    from dynabert.estimate import estimate
+    from dynabert.progress import progress_bars
+
+    if n_launched() > 1:
+        raise SettingError(f"a dry run is one process, and {n_launched()} were started; leave torchrun out")
+    with progress_bars() as bars:
+        cost = estimate(model, source, out, plan=plan, latency=latency, progress=bars.measuring, device=device)
+    if as_json:
+        _print_json(cost.to_dict())
+    else:
+        typer.echo(cost.text(), nl=False)
+
+
 def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['auto'] | None":
     from dynabert.recipes import TEACHER
 
@@ -273,6 +310,14 @@ def _teacher_stage(epochs: float | None, lr: float | None) -> "Stage | Literal['
     if epochs == 0:
         return None
     return replace(TEACHER, epochs=TEACHER.epochs if epochs is None else epochs, lr=TEACHER.lr if lr is None else lr)
+
+
+def _schedule(name: str | None) -> "ScheduleKind | None":
+    from dynabert.recipes import SCHEDULES
+
+    if name is not None and name not in SCHEDULES:
+        raise SettingError(one_of("schedule", name, SCHEDULES))
+    return name
 
 
 def _latency(wanted: bool) -> "LatencySettings | None":

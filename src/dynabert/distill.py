@@ -24,6 +24,7 @@ from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, matched_states
+from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
     from dynabert.batches import Batch, BatchSource
@@ -65,11 +66,19 @@ class Training:
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise SettingError(f"evaluate_every {self.evaluate_every} must be 1 step or more")
 
+    def evaluates_after(self, done: int, n_steps: int) -> bool:
+        """Whether a stage of `n_steps` steps is scored on the `select` rows when `done` of them are done."""
+        every = self.evaluate_every or max(1, -(-n_steps // 4))
+        return done % every == 0 or done == n_steps
+
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did, over all ranks. `losses`: each term of each Subnet, unweighted, on the steps that are logged,
-    else empty.
+    """What one step did, over all ranks.
+
+    :param n_tokens: in its rows, padding not counted.
+    :param n_skipped: steps of the stage so far that were left out for NaN or infinity.
+    :param losses: each term of each Subnet, unweighted, on the steps that are logged, else empty.
     """
 
     stage: str
@@ -77,17 +86,24 @@ class StepReport:
     n_steps: int
     lr: float
     gradient_norm: float
+    n_tokens: int
+    n_skipped: int
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
 class Progress:
-    """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs."""
+    """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs.
+
+    :param bad_steps: with NaN or infinity, the last ones in a row.
+    :param skipped: with NaN or infinity, in all.
+    """
 
     step: int = 0
     best_step: int = -1
     best_score: float = float("-inf")
     bad_steps: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,9 @@ class Snapshot:
 class Hooks:
     """What the caller of the loop may hang on it; every method does nothing by default, and is called on every rank."""
 
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Before the first stage: all that the run has, those included that an earlier process has done."""
+
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """A stage begins, or goes on at `step`."""
 
@@ -112,6 +131,38 @@ class Hooks:
 
     def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
         """A checkpoint is due; call `snapshot` for what it holds."""
+
+
+class HookList(Hooks):
+    """Several hooks as one: each is called in turn."""
+
+    def __init__(self, *hooks: Hooks) -> None:
+        self.hooks = hooks
+
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.planned(stages)
+
+    def started(self, stage: Stage, n_steps: int, step: int) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.started(stage, n_steps, step)
+
+    def stepped(self, report: StepReport) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.stepped(report)
+
+    def evaluated(self, stage: Stage, step: int, score: float, best: bool) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.evaluated(stage, step, score, best)
+
+    def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.checkpoint(stage, snapshot)
 
 
 class _Best:
@@ -159,7 +210,7 @@ class StageRun:
         self.elastic, self.stage, self.batches = elastic, stage, batches
         self.reduction, self.training = reduction, training
         self.grid = stage.grid(elastic.grid)
-        self.n_steps = max(1, round(stage.epochs * len(batches)))
+        self.n_steps = stage.n_steps(len(batches))
         self.parameters = {name: p for name, p in elastic.model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.parameters.values())).device
         self.world = world
@@ -224,6 +275,7 @@ class StageRun:
         """
         step, logged = self.progress.step, self.progress.step % self.training.log_every == 0
         batches = self.batches.micro_batches(step)
+        n_tokens = _n_tokens(batches)
         n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
         share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
         self.gradients.zero()
@@ -246,7 +298,7 @@ class StageRun:
             self.optimizer.step()
             self.students.refresh()
         self.progress.step += 1
-        return StepReport(self.stage.name, step, self.n_steps, lr, norm, report)
+        return StepReport(self.stage.name, step, self.n_steps, lr, norm, n_tokens, self.progress.skipped, report)
 
     def _over_ranks(self, report: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         """The losses of a step, added up over the ranks."""
@@ -272,6 +324,7 @@ class StageRun:
             self.progress.bad_steps = 0
             return True
         self.progress.bad_steps += 1
+        self.progress.skipped += 1
         if self.progress.bad_steps >= MAX_BAD_STEPS:
             ids = ", ".join(str(int(i)) for i in torch.cat([batch.ids for batch in batches])[:8])
             raise NonFiniteError(
@@ -323,6 +376,12 @@ def _counts(batch: "Batch", reduction: Reduction) -> Counts:
     return Counts(batch.whole.examples, padded if reduction.padding == "included" else tokens)
 
 
+def _n_tokens(batches: "Sequence[Batch]") -> int:
+    """Tokens of a whole step, padding not counted."""
+    whole = batches[0].whole
+    return int(batches[0].inputs["attention_mask"].sum()) if whole is None else whole.tokens
+
+
 def _add(total: dict[str, float], terms: dict[str, Tensor]) -> None:
     for name, term in terms.items():
         total[name] = total.get(name, 0.0) + float(term.detach())
@@ -367,14 +426,13 @@ def train_stage(
     )
     if resume is not None:
         run.restore(resume)
-    every = training.evaluate_every or max(1, -(-run.n_steps // 4))
     hooks.started(stage, run.n_steps, run.progress.step)
     saved = time.monotonic()
     while run.progress.step < run.n_steps:
         hooks.stepped(run.step())
         done = run.progress.step
         # once in a while: score on held-out rows
-        if evaluate is not None and (done % every == 0 or done == run.n_steps):
+        if evaluate is not None and training.evaluates_after(done, run.n_steps):
             run.evaluate(evaluate, hooks)
         # once in a while: a checkpoint
         if time.monotonic() - saved >= 60 * training.checkpoint_minutes and done < run.n_steps:
@@ -416,7 +474,9 @@ def distill(
     :param world: the ranks that train together.
     """
     plan = recipe_of(recipe) if isinstance(recipe, str) else recipe
-    original = teacher or elastic.copy()
+    original, seed = teacher or elastic.copy(), (training or Training()).seed
+    if hooks is not None:
+        hooks.planned(planned_stages(plan.stages, elastic, steps_per_epoch=len(batches), seed=seed))
     for stage in plan.stages:
         train_stage(
             elastic,

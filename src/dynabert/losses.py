@@ -6,7 +6,7 @@ micro-batches or processes has the same loss as one batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -110,6 +110,23 @@ def squared_error(student: Tensor, teacher: Tensor, n_examples: float) -> Tensor
     return (student.flatten() - teacher.flatten()).square().sum() / n_examples
 
 
+class _SquaredDistance(torch.autograd.Function):
+    """The sum of squared differences of two tensors, with as few passes over them as there can be."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ANN401
+        difference = student - teacher
+        if mask is not None:
+            difference *= mask[..., None]
+        ctx.save_for_backward(difference)
+        return torch.dot(difference.flatten(), difference.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (difference,) = ctx.saved_tensors
+        return difference * (2 * grad), None, None
+
+
 def state_error(student: Tensor, teacher: Tensor, attention_mask: Tensor | None, n_tokens: float) -> Tensor:
     """Mean squared error of hidden states: summed over tokens, divided by `n_tokens` and by the hidden size.
 
@@ -117,10 +134,8 @@ def state_error(student: Tensor, teacher: Tensor, attention_mask: Tensor | None,
     :param teacher: (batch, seq, hidden).
     :param attention_mask: (batch, seq), 1 for tokens and 0 for padding; None counts padding in.
     """
-    error = (_wide(student) - _wide(teacher)).square().mean(-1)
-    if attention_mask is not None:
-        error = error * attention_mask
-    return error.sum() / n_tokens
+    distance: Tensor = _SquaredDistance.apply(_wide(student), _wide(teacher), attention_mask)
+    return distance / (n_tokens * student.shape[-1])
 
 
 def label_loss(logits: Tensor, labels: Tensor, n_examples: float) -> Tensor:

@@ -49,6 +49,7 @@ __all__ = [
     "measure",
     "predict",
     "selection_score",
+    "views_of",
 ]
 
 Progress = Callable[[str, int, int], None]
@@ -155,7 +156,7 @@ def measure(
     labels = labels_of(rows)
     if latency is not None:
         _random_inputs(elastic.model, latency)  # what cannot be measured is said before the predictions are made
-    view_of = _views(elastic, precision)
+    view_of = views_of(elastic, precision)
     compared = predict(view_of(Subnet()), rows, world=world) if reference is None else reference
     reference_metric = _main(metric_of(task, labels, compared))
     qualities = []
@@ -205,7 +206,7 @@ def selection_score(
     labels = labels_of(rows)
 
     def evaluate(elastic: ElasticModel, stage: "Stage") -> float:
-        view_of = _views(elastic, precision)
+        view_of = views_of(elastic, precision)
         predicted = (predict(view_of(subnet), rows, world=world) for subnet in stage.grid(elastic.grid))
         return float(np.mean([_main(metric_of(task, labels, logits)) for logits in predicted]))
 
@@ -338,7 +339,7 @@ def _check_precision(precision: str) -> None:
         raise SettingError(one_of("precision", precision, PRECISIONS))
 
 
-def _views(elastic: ElasticModel, precision: str) -> "Callable[[Subnet], PreTrainedModel]":
+def views_of(elastic: ElasticModel, precision: str) -> "Callable[[Subnet], PreTrainedModel]":
     """Views by Subnet. In bf16 the weights are copied here: it costs less than a batch, and the copy is never stale."""
     return elastic.at if precision == "fp32" else TrainingViews(elastic, precision=precision).at
 

@@ -119,6 +119,11 @@ class Plan:
     rewired: bool = True
     batching: Batching = Batching()
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Everything that trains, the fine-tuning of the teacher included where it has been decided on."""
+        return (self.teacher, *self.recipe.stages) if isinstance(self.teacher, Stage) else self.recipe.stages
+
 
 def fingerprint(
     plan: Plan,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynabert import attention
 from dynabert.elastic import ElasticLinear, ElasticModel
 from dynabert.errors import SettingError, one_of
 from dynabert.subnet import Subnet
@@ -21,28 +22,35 @@ if TYPE_CHECKING:
 PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}
 """Data types of the matrix products, by name. The weights that are trained are fp32 in every case."""
 
+_LOWERED = "_dynabert_lowered"
+"""Attribute of a tensor of features that keeps its conversion for as long as it lives itself."""
+
 
 class _AddingLinear(torch.autograd.Function):
     """A linear map whose backward adds the weight's gradient into a slice of the master's, instead of returning it."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, master: Tensor, linear: "TrainingLinear") -> Tensor:  # noqa: ANN401
-        low = linear.low_weight
-        weight, bias = linear.active(low, linear.low_bias)
-        inputs = features.to(weight.dtype)
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        features: Tensor,
+        inputs: Tensor,
+        master: Tensor,
+        linear: "TrainingLinear",
+    ) -> Tensor:
+        weight, bias = linear.active(linear.low_weight, linear.low_bias)
         ctx.save_for_backward(inputs)
         ctx.linear, ctx.weight, ctx.input_dtype = linear, weight, features.dtype
         return F.linear(inputs, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # noqa: ANN401
         (inputs,) = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         ctx.linear.add_gradient(rows, inputs.flatten(0, -2))
         if not ctx.needs_input_grad[0]:
-            return None, None, None
+            return None, None, None, None
         # Flat rows: for (batch, seq, out) @ a slice, torch copies the slice once for every row of the batch.
-        return (rows @ ctx.weight).to(ctx.input_dtype).view(inputs.shape), None, None
+        return (rows @ ctx.weight).to(ctx.input_dtype).view(inputs.shape), None, None, None
 
 
 class TrainingLinear(ElasticLinear):
@@ -68,7 +76,17 @@ class TrainingLinear(ElasticLinear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., n_in) to (..., n_out * parts) in the low precision."""
-        return cast(Tensor, _AddingLinear.apply(features, self.weight, self))
+        return cast(Tensor, _AddingLinear.apply(features, self._lowered(features), self.weight, self))
+
+    def _lowered(self, features: Tensor) -> Tensor:
+        """The features in the low precision. Query, key and value have one input, which is converted once for them."""
+        if self.low_weight is None or features.dtype == self.low_weight.dtype:
+            return features.detach()
+        low: Tensor | None = getattr(features, _LOWERED, None)
+        if low is None:
+            low = features.detach().to(self.low_weight.dtype)
+            setattr(features, _LOWERED, low)
+        return low
 
     def add_gradient(self, grad: Tensor, inputs: Tensor) -> None:
         """Add the gradient of the active part into the masters' `.grad`.
@@ -167,12 +185,17 @@ class TrainingViews:
         """The training view of a Subnet, cached. Set its mode with `.train()` or `.eval()` before use."""
         if subnet not in self._views:
             view = self.elastic.make_view(self.elastic.slices(subnet), linear=self._linear)
-            if self._low and view.config._attn_implementation == "eager":
+            on_cpu = self.elastic.model.device.type == "cpu"
+            if on_cpu:
+                view.set_attn_implementation(attention.NAME)
+            elif self._low and view.config._attn_implementation == "eager":
                 # Eager attention adds an fp32 mask to low-precision products and then cannot multiply the values.
                 view.set_attn_implementation("sdpa")
-            tables = [(name, table) for name, table in view.named_modules() if isinstance(table, nn.Embedding)]
-            for name, table in tables:
-                view.set_submodule(name, TrainingEmbedding(table))
+            for name, module in list(view.named_modules()):
+                if isinstance(module, nn.Embedding):
+                    view.set_submodule(name, TrainingEmbedding(module))
+                elif type(module) is nn.Dropout and on_cpu:
+                    view.set_submodule(name, attention.TrainingDropout(module.p))
             self._views[subnet] = view
         return self._views[subnet]
 

@@ -1,45 +1,57 @@
 """Stages and recipes: a whole training plan as data. The loop that runs them is in `dynabert.distill`."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from dynabert.errors import SettingError, check_choices, one_of
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, SubnetGrid
 
+ScheduleKind = Literal["all", "sandwich", "ladder"]
+SCHEDULES: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
+
 
 @dataclass(frozen=True)
 class Schedule:
     """Which Subnets a step trains.
 
-    :param kind: ``all`` of them in every step (the paper), or ``sandwich``: the largest, the smallest and a few drawn
-        at random for each step (Yu and Huang, Universally Slimmable Networks, 2019).
+    :param kind: ``all`` of them in every step (the paper); ``sandwich``: the largest, the smallest and a few drawn at
+        random for each step (Yu and Huang, Universally Slimmable Networks, 2019); or ``ladder``, ours: a deterministic
+        sandwich of the largest, the smallest and one rung in between, which moves down by one in each step and begins
+        again at the top, so that all Subnets in between are trained equally often.
     :param n_random: how many a sandwich draws.
     """
 
-    kind: Literal["all", "sandwich"] = "all"
+    kind: ScheduleKind = "all"
     n_random: int = 2
 
     def __post_init__(self) -> None:
-        if self.kind not in ("all", "sandwich"):
-            raise SettingError(one_of("schedule", self.kind, ("all", "sandwich")))
+        if self.kind not in SCHEDULES:
+            raise SettingError(one_of("schedule", self.kind, SCHEDULES))
         if self.n_random < 0:
             raise SettingError(f"n_random {self.n_random} must be 0 or more")
 
     def subnets(self, grid: SubnetGrid, seed: int, step: int) -> tuple[Subnet, ...]:
         """The Subnets of one step, largest first, those of one width together: a pure function of its arguments."""
-        every = tuple(grid)
-        if self.kind == "all" or len(every) <= 2 + self.n_random:
-            return every
-        middle = [subnet for subnet in every if subnet not in (grid.largest, grid.smallest)]
-        drawn = {
-            subnet
-            for _, subnet in sorted((derive_seed(seed, "sandwich", step, subnet.name), subnet) for subnet in middle)[
-                : self.n_random
-            ]
-        }
-        return tuple(subnet for subnet in every if subnet in drawn or subnet in (grid.largest, grid.smallest))
+        ends = (grid.largest, grid.smallest)
+        middle = [subnet for subnet in grid if subnet not in ends]
+        chosen = self._between(middle, seed, step)
+        return tuple(subnet for subnet in grid if subnet in ends or subnet in chosen)
+
+    def _between(self, middle: list[Subnet], seed: int, step: int) -> list[Subnet]:
+        """Which of those between the largest and the smallest a step trains."""
+        if self.kind == "sandwich":
+            return sorted(middle, key=lambda subnet: derive_seed(seed, "sandwich", step, subnet.name))[: self.n_random]
+        if self.kind == "ladder" and middle:
+            return [sorted(middle, key=_share, reverse=True)[step % len(middle)]]
+        return middle
+
+
+def _share(subnet: Subnet) -> float:
+    """The share of the encoder's FLOPs that a Subnet of the grid has, before heads and layers are rounded."""
+    assert subnet.width is not None, "a grid has widths"
+    return subnet.width * subnet.depth
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,10 @@ class Stage:
         parts = {"full": SubnetGrid((1.0,), (1.0,)), "widths": grid.at_full_depth(), "grid": grid}
         return parts[self.subnets]
 
+    def n_steps(self, steps_per_epoch: int) -> int:
+        """Training steps, of which there is one at least."""
+        return max(1, round(self.epochs * steps_per_epoch))
+
     def teacher_of(self, student: Subnet) -> Subnet:
         """The Subnet of the teacher that a student learns from."""
         return student.at_full_depth() if self.teacher_width == "matching" else Subnet()
@@ -95,10 +111,16 @@ class Recipe:
     scores: str = "per-example"
 
     def adjusted(
-        self, *, epochs: float | None = None, lr: float | None = None, finetune: float | None = None
+        self,
+        *,
+        epochs: float | None = None,
+        lr: float | None = None,
+        finetune: float | None = None,
+        schedule: ScheduleKind | None = None,
     ) -> "Recipe":
         """The same plan with other epochs and learning rate in every stage, and a final fine-tuning stage if asked for.
 
+        :param schedule: a name in `SCHEDULES`, for the stages that train the whole grid.
         :param finetune: epochs of a last stage on the labels alone (the paper's optional third stage); None for none.
         """
         stages = self.stages if finetune is None else (*self.stages, replace(FINETUNE, epochs=finetune))
@@ -107,6 +129,7 @@ class Recipe:
                 stage,
                 epochs=stage.epochs if epochs is None or stage.name == FINETUNE.name else epochs,
                 lr=stage.lr if lr is None else lr,
+                schedule=stage.schedule if schedule is None or stage.subnets != "grid" else Schedule(schedule),
             )
             for stage in stages
         )

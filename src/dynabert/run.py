@@ -18,7 +18,7 @@ rank 0, so the folder need not be visible to them.
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +42,9 @@ from dynabert.rewire import Importance, rewire, score
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.tasks import Task
+from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUN_FILE, SWEEP_FILE, METRICS_FILE = "run.json", "sweep.json", "metrics.jsonl"
@@ -58,6 +58,10 @@ class RunHooks(Hooks):
 
     def __init__(self, out: Path, hooks: Hooks, *, writes: bool = True) -> None:
         self.out, self.hooks, self.writes = out, hooks, writes
+
+    def planned(self, stages: Sequence[PlannedStage]) -> None:
+        """Pass it on."""
+        self.hooks.planned(stages)
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """Pass it on."""
@@ -124,6 +128,38 @@ class Prepared:
         return cls(task, tokenizer, train, held_out(roles.select), held_out(roles.validation))
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run before anything is written.
+
+    :param plan: with the teacher decided on.
+    """
+
+    plan: Plan
+    elastic: ElasticModel
+    roles: Roles
+    prepared: Prepared
+
+
+def prepare(
+    model: str | Path, source: Source, plan: Plan, *, latency: LatencySettings | None, world: World = ALONE
+) -> Job:
+    """Load and check everything that a run needs; the parameters are those of `train`.
+
+    :raises SettingError: settings that do not fit.
+    :raises DataError: rows that cannot be used.
+    :raises ModelFileError: a model that cannot be used.
+    """
+    task, roles = source.load()
+    if plan.teacher == "auto":
+        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
+    encoder = _load_for(task, model, plan)
+    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
+    tokenizer = load_tokenizer(model)
+    _check_lengths(elastic, plan, latency)
+    return Job(plan, elastic, roles, Prepared.of(task, roles, tokenizer, plan, world=world))
+
+
 def train(
     model: str | Path,
     source: Source,
@@ -153,55 +189,13 @@ def train(
     :raises ModelFileError: a model that cannot be used.
     :raises LostRankError: another process of the job died.
     """
+    out = Path(out)
     with joined(pick_device(device)) as world:
-        job = _Job(model, source, Path(out), latency, progress)
-        return _train(job, plan or Plan(), hooks or Hooks(), world)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What `train` was called with."""
-
-    model: str | Path
-    source: Source
-    out: Path
-    latency: LatencySettings | None
-    progress: Progress | None
-
-
-def _train(job: _Job, plan: Plan, hooks: Hooks, world: World) -> Sweep:
-    model, out = job.model, job.out
-    task, roles = job.source.load()
-    if plan.teacher == "auto":
-        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
-    encoder = _load_for(task, model, plan)
-    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
-    tokenizer = load_tokenizer(model)
-    _check_lengths(elastic, plan, job.latency)
-    prepared = Prepared.of(task, roles, tokenizer, plan, world=world)
-    identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer, world_size=world.size)
-    world.agree("settings, data or model", json.dumps(identity))
-    called = {"model": str(model), "source": job.source.to_json(), "device": world.device}
-    world.on_first(lambda: _open(out, identity, called))
-    elastic.to(world.device)
-    run = _Run(out, plan, prepared, RunHooks(out, hooks, writes=world.is_first), world)
-    run.teacher(elastic)
-    run.rewire(elastic)
-    original = elastic.copy()
-    for index, stage in enumerate(plan.recipe.stages):
-        run.stage(elastic, original, index, stage)
-    sweep = measure(
-        elastic,
-        prepared.validation,
-        task=task,
-        reference=run.teacher_logits(elastic),
-        latency=job.latency,
-        progress=job.progress,
-        world=world,
-    )
-    if world.is_first:
-        sweep.to_json(out / SWEEP_FILE)
-    return sweep
+        job = prepare(model, source, plan or Plan(), latency=latency, world=world)
+        _open_together(out, job, {"model": str(model), "source": source.to_json(), "device": world.device}, world)
+        run = _Run(out, job.plan, job.prepared, RunHooks(out, hooks or Hooks(), writes=world.is_first), world)
+        run.train(job.elastic)
+        return run.measure(job.elastic, latency=latency, progress=progress)
 
 
 class _Run:
@@ -209,6 +203,34 @@ class _Run:
 
     def __init__(self, out: Path, plan: Plan, prepared: Prepared, hooks: RunHooks, world: World) -> None:
         self.out, self.plan, self.prepared, self.hooks, self.world = out, plan, prepared, hooks, world
+
+    def train(self, elastic: ElasticModel) -> None:
+        """All parts but the last, in place."""
+        elastic.to(self.world.device)
+        steps_per_epoch, seed = len(self.prepared.train), self.plan.training.seed
+        self.hooks.planned(planned_stages(self.plan.stages, elastic, steps_per_epoch=steps_per_epoch, seed=seed))
+        self.teacher(elastic)
+        self.rewire(elastic)
+        original = elastic.copy()
+        for index, stage in enumerate(self.plan.recipe.stages):
+            self.stage(elastic, original, index, stage)
+
+    def measure(self, elastic: ElasticModel, *, latency: LatencySettings | None, progress: Progress | None) -> Sweep:
+        """Measure the result beside its teacher, and write ``sweep.json``."""
+        teacher = elastic.copy()
+        self._take_weights(teacher, self.out / "teacher")
+        sweep = measure(
+            elastic,
+            self.prepared.validation,
+            task=self.prepared.task,
+            reference=predict(teacher.at(Subnet()), self.prepared.validation, world=self.world),
+            latency=latency,
+            progress=progress,
+            world=self.world,
+        )
+        if self.world.is_first:
+            sweep.to_json(self.out / SWEEP_FILE)
+        return sweep
 
     def teacher(self, elastic: ElasticModel) -> None:
         """Fine-tune the full network, or take it as it is."""
@@ -218,12 +240,6 @@ class _Run:
                 self._train(elastic, self.plan.teacher, teacher=None)
             self._save(elastic, folder, TEACHER.name)
         self._take_weights(elastic, folder)
-
-    def teacher_logits(self, elastic: ElasticModel) -> "np.ndarray":
-        """What the teacher says on the validation rows, (rows, n_labels)."""
-        teacher = elastic.copy()
-        self._take_weights(teacher, self.out / "teacher")
-        return predict(teacher.at(Subnet()), self.prepared.validation, world=self.world)
 
     def rewire(self, elastic: ElasticModel) -> None:
         """Put the important heads and neurons first."""
@@ -443,6 +459,16 @@ def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings |
         raise SettingError(f"max_length {max_length} is too long for this model, which takes {longest}; lower it")
     if latency is not None:
         check_length(elastic.model, latency)
+
+
+def _open_together(out: Path, job: Job, called: dict[str, Any], world: World) -> None:
+    """Open the run folder on rank 0, once all ranks are about to do the same."""
+    task, tokenizer = job.prepared.task, job.prepared.tokenizer
+    identity = fingerprint(
+        job.plan, task, roles=job.roles, elastic=job.elastic, tokenizer=tokenizer, world_size=world.size
+    )
+    world.agree("settings, data or model", json.dumps(identity))
+    world.on_first(lambda: _open(out, identity, called))
 
 
 def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:

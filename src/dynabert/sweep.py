@@ -304,12 +304,17 @@ class Sweep:
 
     def table(self) -> str:
         """The rows as lines of plain text."""
-        from rich.console import Console
+        return plain_text(self.to_table())
 
-        console = Console(file=StringIO(), width=120, color_system=None)
-        with console.capture() as captured:
-            console.print(self.to_table())
-        return captured.get()
+
+def plain_text(table: "Table") -> str:
+    """A table as lines of plain text, 120 columns wide."""
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 _LIMITS: dict[CostName, str] = {"n_params": "max_params", "flops": "max_flops", "latency_ms": "max_latency_ms"}

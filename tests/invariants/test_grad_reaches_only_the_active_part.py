@@ -87,12 +87,13 @@ def test_training_views_in_fp32_have_autograds_gradients(family, attention):
         expected = gradients(elastic, elastic, subnets)
         expected = {name: None if grad is None else grad.clone() for name, grad in expected.items()}
         got = gradients(elastic, TrainingViews(elastic, precision="fp32"), subnets)
+        rounding = 1e-6 if attention == "sdpa" else 5e-6  # training views never run the eager kernel
         floor = 1e-2 * torch.stack([grad.norm() for grad in expected.values() if grad is not None]).max()
         for name, grad in expected.items():
             if grad is None:
                 assert got[name] is None or not got[name].any(), name
                 continue
-            assert (got[name] - grad).norm() <= 1e-6 * max(grad.norm(), floor), name
+            assert (got[name] - grad).norm() <= rounding * max(grad.norm(), floor), name
 
 
 @by_attention

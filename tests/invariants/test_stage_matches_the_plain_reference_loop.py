@@ -177,6 +177,14 @@ def test_sandwich_stage(dropout):
     assert_step_for_step(Case(with_lr(sandwich), drawn, dropout=dropout, grid=THREE_DEPTHS))
 
 
+def test_ladder_stage():
+    def climbed(step):
+        rungs = [(1.0, 0.75), (1.0, 0.5), (0.25, 1.0), (0.25, 0.75)]
+        return [(1.0, 1.0), rungs[step], (0.25, 0.5)]
+
+    assert_step_for_step(Case(with_lr(DEPTH, schedule=Schedule("ladder")), climbed, dropout=0.1, grid=THREE_DEPTHS))
+
+
 @by_recipe
 def test_three_depths(recipe):
     assert_step_for_step(Case(with_lr(DEPTH), three_depths, REDUCTIONS[recipe], grid=THREE_DEPTHS, dropout=0.1))

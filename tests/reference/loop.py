@@ -2,8 +2,8 @@
 
 It is written from the paper and shares no code with what it checks: every Subnet is a real small network, filled anew
 in each step with copies of the leading rows and columns; gradients come from plain autograd and are added back to the
-full network by index; losses are spelled out in loops. Of dynabert it uses only the names of Subnets and the seeds, so
-that both draw the same dropout masks.
+full network by index; losses are spelled out in loops. Of dynabert it uses only the names of Subnets and the seeds; it
+reads the same random numbers in the same order, so that both drop the same elements.
 """
 
 import copy
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet
@@ -54,6 +56,41 @@ class Record:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+def drop(features: torch.Tensor, rate: float) -> torch.Tensor:
+    """Dropout: one 64-bit number decides over four elements, the lower 15 bits of each quarter over one."""
+    if rate == 0:
+        return features
+    numbers = torch.empty(math.ceil(features.numel() / 4), dtype=torch.int64).random_()
+    quarters = torch.stack([(numbers >> shift) & 0x7FFF for shift in (0, 16, 32, 48)], dim=1)
+    fates = quarters.flatten()[: features.numel()].view(features.shape)
+    threshold = round(rate * 0x8000)
+    return torch.where(fates >= threshold, features / (1 - threshold / 0x8000), 0.0)
+
+
+class Dropout(nn.Module):
+    """`drop` in training mode, nothing in eval mode. `p`: the rate, which the attention modules read."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return drop(features, self.p) if self.training else features
+
+
+def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=1.0, **_):
+    """Softmax of the scaled products, padding left out, with `drop` on the probabilities."""
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -math.inf)
+    probabilities = drop(torch.softmax(scores, dim=-1), dropout)
+    return torch.einsum("bhqk,bhkd->bqhd", probabilities, value), None
+
+
+AttentionInterface.register("reference", attention)
+AttentionMaskInterface.register("reference", sdpa_mask)
+
+
 def kept_by_depth(depth: float, n_layers: int) -> list[int]:
     """The layers that the published code executes."""
     return [math.floor(i / depth) for i in range(round(n_layers * depth))]
@@ -71,6 +108,10 @@ def build_cut(full: nn.Module, width: float, depth: float) -> tuple[nn.Module, d
     layers = kept_by_depth(depth, config.num_hidden_layers)
     small = copy.deepcopy(full)
     small.zero_grad()
+    small.set_attn_implementation("reference")
+    for path, module in list(small.named_modules()):
+        if isinstance(module, nn.Dropout):
+            small.set_submodule(path, Dropout(module.p))
     small.base_model.encoder.layer = nn.ModuleList([small.base_model.encoder.layer[index] for index in layers])
     for layer in small.base_model.encoder.layer:
         for path in HEAD_ROWS:

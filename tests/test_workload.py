@@ -1,0 +1,41 @@
+"""FLOPs of training steps, by which times are compared."""
+
+from dataclasses import replace
+
+import pytest
+from helpers import tiny_model
+
+from dynabert.elastic import ElasticModel
+from dynabert.recipes import RECIPES, TEACHER, Schedule
+from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
+from dynabert.workload import planned_stages, step_flops
+
+WIDTH, DEPTH = RECIPES["default"].stages
+GRID = SubnetGrid((1.0, 0.5), (1.0, 0.5))
+
+
+@pytest.fixture(scope="module")
+def elastic():
+    return ElasticModel(tiny_model("bert"), GRID)
+
+
+def forward(elastic, width, depth, seq=128):
+    return encoder_flops(elastic.shape, elastic.slices(Subnet(width, depth)), seq)
+
+
+def test_a_student_costs_three_forward_passes_and_a_teacher_one(elastic):
+    full, half = forward(elastic, 1, 1), forward(elastic, 0.5, 1)
+    assert step_flops(TEACHER, elastic, seed=0, step=0) == 3 * full
+    assert step_flops(WIDTH, elastic, seed=0, step=0) == 3 * (full + half) + full
+    whole = sum(forward(elastic, width, depth) for width in (1, 0.5) for depth in (1, 0.5))
+    assert step_flops(DEPTH, elastic, seed=0, step=0) == 3 * whole + full + half
+    assert step_flops(TEACHER, elastic, seed=0, step=0, seq=7) == 3 * forward(elastic, 1, 1, 7)
+
+
+def test_a_schedule_that_changes_costs_its_mean():
+    elastic = ElasticModel(tiny_model("bert"), SubnetGrid((1.0, 0.75, 0.5), (1.0, 0.5)))
+    ladder = replace(DEPTH, schedule=Schedule("ladder"), epochs=2)
+    (planned,) = planned_stages([ladder], elastic, steps_per_epoch=8, seed=0)
+    steps = [step_flops(ladder, elastic, seed=0, step=step) for step in range(16)]
+    assert (planned.name, planned.n_steps) == ("depth", 16)
+    assert planned.flops == sum(steps) / 16 and len(set(steps)) > 2
