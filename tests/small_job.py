@@ -3,6 +3,7 @@
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 from helpers import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -56,7 +57,7 @@ def write_job(folder: Path) -> tuple[Path, Source]:
     return folder / "encoder", source
 
 
-def small_plan(**training: object) -> Plan:
+def small_plan(**training: Any) -> Plan:
     """One epoch of everything over a grid of four."""
     return Plan(
         recipe=RECIPES["default"].adjusted(epochs=1, lr=2e-3),

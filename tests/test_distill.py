@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers import TinyBatches, tiny_model
 
-from dynabert.distill import MAX_BAD_STEPS, Hooks, Progress, Snapshot, Training, distill, train_stage
+from dynabert.distill import Hooks, Progress, Snapshot, Training, distill, train_stage
 from dynabert.elastic import ElasticModel
 from dynabert.errors import NonFiniteError, SettingError
+from dynabert.failures import MAX_BAD_STEPS, Saving
 from dynabert.losses import PUBLISHED, LossWeights
 from dynabert.recipes import FINETUNE, RECIPES, Schedule, Stage
 from dynabert.subnet import Subnet, SubnetGrid
@@ -17,7 +18,7 @@ GRID = SubnetGrid((1.0, 0.5), (1.0, 0.5))
 LR = 1e-3
 LABELS = replace(FINETUNE, epochs=1, lr=LR)
 WIDTH, DEPTH = (replace(stage, epochs=1, lr=LR) for stage in RECIPES["default"].stages)
-EVERY_STEP = Training(precision="fp32", log_every=1, evaluate_every=1, checkpoint_minutes=0)
+EVERY_STEP = Training(precision="fp32", log_every=1, evaluate_every=1, saving=Saving(0))
 
 
 def make_elastic(seed=0, *, dropout=0.1, n_labels=3, grid=GRID, dtype=torch.float32):
@@ -326,7 +327,7 @@ def test_hooks_are_called_in_order():
 
 
 def test_no_checkpoint_before_its_time():
-    recorder, _ = run(make_elastic(), training=replace(EVERY_STEP, checkpoint_minutes=5))
+    recorder, _ = run(make_elastic(), training=replace(EVERY_STEP, saving=Saving(5)))
     assert not recorder.snapshots
 
 
@@ -391,7 +392,6 @@ def test_what_a_stage_needs_and_does_not_get():
         {"clip": 0},
         {"clip": float("nan")},
         {"weight_decay": -1},
-        {"checkpoint_minutes": -1},
         {"log_every": 0},
         {"evaluate_every": 0},
         {"precision": "fp16"},

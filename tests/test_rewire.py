@@ -112,7 +112,7 @@ def damaged(kind, path):
 def test_a_damaged_file_is_refused_in_one_line(kind, tmp_path):
     path = tmp_path / "importance.safetensors"
     damaged(kind, path)
-    with pytest.raises(ModelFileError, match=r"importance\.safetensors is no file of importance") as caught:
+    with pytest.raises(ModelFileError, match=r"importance\.safetensors is no sound file of importance") as caught:
         Importance.load(path)
     assert "\n" not in str(caught.value)
 

@@ -10,6 +10,7 @@ from small_job import small_plan, write_job
 from dynabert.distill import Hooks, StepReport
 from dynabert.elastic import ElasticModel
 from dynabert.errors import DataError, ModelFileError, SettingError
+from dynabert.failures import Saving
 from dynabert.files import sha256_of
 from dynabert.loading import load
 from dynabert.plan import Plan, Source
@@ -80,7 +81,7 @@ def test_the_same_command_again_does_nothing_but_measure(finished: Path, job: tu
 def test_resumed_equals_uninterrupted_bit_for_bit(
     finished: Path, job: tuple[Path, Source], tmp_path: Path, stage: str, step: int
 ) -> None:
-    plan = small_plan(checkpoint_minutes=0.0)
+    plan = small_plan(saving=Saving(0))
     with pytest.raises(KeyboardInterrupt):
         train(job[0], job[1], tmp_path / "run", plan=plan, latency=None, hooks=Interrupt(stage, step))
     assert list((tmp_path / "run" / "checkpoints").glob(f"{stage}-*")), "the interrupted stage left a checkpoint"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from dynabert.errors import DynabertError, SettingError, StorageError
+from dynabert.errors import DynabertError, SettingError, Stopped, StorageError
+from dynabert.failures import stop_signals
 
 if TYPE_CHECKING:
     from dynabert.plan import Plan, Source
@@ -73,6 +74,11 @@ def train(
     precision: Annotated[str, typer.Option(help="Of the matrix products: bf16 or fp32.")] = "bf16",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    checkpoint_steps: Annotated[int | None, typer.Option(help="Also a checkpoint after every so many steps.")] = None,
+    on_disk_full: Annotated[str, typer.Option(help="exit, or wait until there is space.")] = "exit",
+    force_resume: Annotated[
+        bool, typer.Option("--force-resume", help="Go on in the folder of a run with other settings; logs which.")
+    ] = False,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
     device: Device = None,
     as_json: Json = False,
@@ -86,21 +92,32 @@ def train(
     Interrupted? Run the same command again: it goes on from the last checkpoint.
     """
     from dynabert.distill import Training
+    from dynabert.failures import Saving
     from dynabert.plan import Plan, Source
     from dynabert.recipes import recipe_of
     from dynabert.subnet import SubnetGrid
 
+    saving = Saving(checkpoint_minutes, checkpoint_steps, on_disk_full=on_disk_full)  # type: ignore[arg-type]
     source = Source(task, data, train, validation, text, text_pair, label, limit)
     plan = Plan(
         recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune),
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
-        training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
+        training=Training(seed=seed, precision=precision, warmup=warmup, saving=saving),
         rewired=rewire,
         batch_size=batch_size,
         max_length=max_length,
     )
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
-    _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
+    _train(
+        model,
+        source,
+        out,
+        plan,
+        as_json=as_json,
+        latency=_latency(latency),
+        device=device,
+        force_resume=force_resume,
+    )
 
 
 @app.command()
@@ -226,19 +243,27 @@ def _train(
     as_json: bool,
     latency: "LatencySettings | None",
     device: str | None = None,
+    force_resume: bool = False,
 ) -> None:
     from dynabert import run
     from dynabert.progress import progress_bars
+    from dynabert.run_folder import METRICS_FILE
 
     with progress_bars() as bars:
         sweep = run.train(
-            model, source, out, plan=plan, hooks=bars, latency=latency, progress=bars.measuring, device=device
+            model,
+            source,
+            out,
+            plan=plan,
+            hooks=bars,
+            latency=latency,
+            progress=bars.measuring,
+            device=device,
+            force_resume=force_resume,
         )
     _print_sweep(sweep, as_json=as_json)
     if not as_json:
-        typer.echo(
-            f"\nwritten to {out}: elastic/ (all sizes in one model), teacher/, {run.SWEEP_FILE}, {run.METRICS_FILE}"
-        )
+        typer.echo(f"\nwritten to {out}: elastic/ (all sizes in one model), teacher/, {run.SWEEP_FILE}, {METRICS_FILE}")
         middle = sorted(row.cost.n_params for row in sweep.rows)[len(sweep.rows) // 2]
         typer.echo(f"next: dynabert pick {out} --max-params {middle / 1e6:.2g}e6")
 
@@ -315,10 +340,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line. A user's mistake is one line; exit code 2: settings, 3: data and models, 74: I/O."""
+    """Run the command line. A user's mistake is one line; exit codes are those of `dynabert.failures`."""
     logging.basicConfig(format="dynabert: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        code = app(standalone_mode=False)
+        with stop_signals():
+            code = app(standalone_mode=False)
+    except Stopped as stop:
+        _fail(str(stop), stop.exit_code)
     except DynabertError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dynabert.elastic import ElasticModel
-from dynabert.errors import NonFiniteError, SettingError, one_of
+from dynabert.errors import ModelFileError, SettingError, Stopped, one_of
+from dynabert.failures import Saving, held, interruptible, may_step
 from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weighted_sum
 from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[ElasticModel, Stage], float]
 """Scores the network on held-out rows: the mean metric over the stage's Subnets, higher is better."""
-
-MAX_BAD_STEPS = 5
 
 
 class BatchSource(Protocol):
@@ -48,7 +47,7 @@ class Training:
     :param clip: largest norm of a step's gradient, over all weights.
     :param warmup: share of the steps over which the learning rate rises; the paper: 0 for BERT, 0.06 for RoBERTa.
     :param evaluate_every: steps between evaluations on the `select` rows; None for four times a stage.
-    :param checkpoint_minutes: time between checkpoints.
+    :param saving: when checkpoints are due, and what happens on a full disk.
     :param log_every: steps between reports of the losses.
     """
 
@@ -58,7 +57,7 @@ class Training:
     warmup: float = 0.0
     weight_decay: float = 0.0
     evaluate_every: int | None = None
-    checkpoint_minutes: float = 5.0
+    saving: Saving = field(default_factory=Saving)
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -66,15 +65,19 @@ class Training:
             raise SettingError(f"warmup {self.warmup} is a share of the steps; give a number in [0, 1)")
         if self.precision not in PRECISIONS:
             raise SettingError(one_of("precision", self.precision, PRECISIONS))
-        if not self.clip > 0 or self.weight_decay < 0 or self.checkpoint_minutes < 0 or self.log_every < 1:
-            raise SettingError("clip and log_every must be above 0, weight_decay and checkpoint_minutes not negative")
+        if not self.clip > 0 or self.weight_decay < 0 or self.log_every < 1:
+            raise SettingError("clip and log_every must be above 0, weight_decay not negative")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise SettingError(f"evaluate_every {self.evaluate_every} must be 1 step or more")
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `losses`: each term of each Subnet, unweighted, on the steps that are logged, else empty."""
+    """What one step did.
+
+    :param losses: each term of each Subnet, unweighted, on the steps that are logged, else empty.
+    :param skipped: row ids of the batch where the step was left out for NaN or infinity, else empty.
+    """
 
     stage: str
     step: int
@@ -82,16 +85,24 @@ class StepReport:
     lr: float
     gradient_norm: float
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass
 class Progress:
-    """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs."""
+    """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs.
+
+    :param step: steps taken, those that were left out included.
+    :param evaluated_step: where the network was last scored: a stop may come between a step and its evaluation.
+    :param bad_steps: left out for NaN or infinity, in a row; `skipped`, in the whole stage.
+    """
 
     step: int = 0
     best_step: int = -1
     best_score: float = float("-inf")
+    evaluated_step: int = 0
     bad_steps: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,27 +223,41 @@ class StageRun:
         return view(**batch.inputs, output_hidden_states=self.stage.weights.needs_states)
 
     def step(self) -> StepReport:
-        """One training step: the gradients of all its Subnets, clipped together, and one optimizer step."""
+        """One training step: the gradients of all its Subnets, clipped together, and one optimizer step.
+
+        Up to the optimizer step nothing that counts has changed, so a stop comes through at once.
+        """
         step, logged = self.progress.step, self.progress.step % self.training.log_every == 0
-        batch = self.batches.at(step).to(self.device)
-        n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
-        share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
-        for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
-        report: dict[str, dict[str, float]] = {}
-        for subnet, terms in self.losses(step, batch):
-            (weighted_sum(terms, self.stage.weights) * share).backward()
-            if logged:
-                report[subnet.name] = {name: float(term.detach()) for name, term in terms.items()}
-        norm = self._clip()
         lr = self.learning_rate(step)
-        if self._finite(norm, batch):
+        with interruptible():
+            batch = self.batches.at(step).to(self.device)
+            loss, report = self._backward(step, batch, logged=logged)
+            norm = self._clip()
+        rows = tuple(batch.ids.tolist())
+        taken = may_step(self.progress, {"loss": float(loss), "gradient norm": norm}, stage=self.stage.name, rows=rows)
+        if taken:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.students.refresh()
         self.progress.step += 1
-        return StepReport(self.stage.name, step, self.n_steps, lr, norm, report)
+        return StepReport(self.stage.name, step, self.n_steps, lr, norm, report, () if taken else rows)
+
+    def _backward(self, step: int, batch: "Batch", *, logged: bool) -> tuple[Tensor, dict[str, dict[str, float]]]:
+        """The gradients of all Subnets of a step; their loss, a scalar, and its terms where they are logged."""
+        n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
+        share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+        total = torch.zeros((), device=self.device)
+        report: dict[str, dict[str, float]] = {}
+        for subnet, terms in self.losses(step, batch):
+            loss = weighted_sum(terms, self.stage.weights) * share
+            loss.backward()
+            total += loss.detach()
+            if logged:
+                report[subnet.name] = {name: float(term.detach()) for name, term in terms.items()}
+        return total, report
 
     def _clip(self) -> float:
         """Clip the gradient of all weights together; the norm before. Most of the time nothing has to be multiplied."""
@@ -242,23 +267,11 @@ class StageRun:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), self.training.clip, total)
         return float(total)
 
-    def _finite(self, norm: float, batch: "Batch") -> bool:
-        """Whether the step may be taken. A step with NaN or infinity is left out; too many in a row end the stage."""
-        if norm - norm == 0:
-            self.progress.bad_steps = 0
-            return True
-        self.progress.bad_steps += 1
-        if self.progress.bad_steps >= MAX_BAD_STEPS:
-            ids = ", ".join(str(int(i)) for i in batch.ids[:8])
-            raise NonFiniteError(
-                f"gradient norm {norm} in {MAX_BAD_STEPS} steps in a row, the last at step {self.progress.step} of "
-                f"stage {self.stage.name!r} (row ids {ids}, …); lower the learning rate or look at these rows"
-            )
-        return False
-
     def evaluate(self, evaluate: Evaluate, hooks: Hooks) -> None:
         """Score the network and keep its weights if they are the best so far."""
-        score = evaluate(self.elastic, self.stage)
+        with interruptible():
+            score = evaluate(self.elastic, self.stage)
+        self.progress.evaluated_step = self.progress.step
         best = score > self.progress.best_score
         if best:
             self.best.keep()
@@ -276,7 +289,11 @@ class StageRun:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        :raises ModelFileError: its tensors are not those of this network.
+        """
+        self._check(snapshot.tensors)
         self.progress = replace(snapshot.progress)
         for name, parameter in self.parameters.items():
             parameter.copy_(snapshot.tensors[f"weights/{name}"])
@@ -289,6 +306,20 @@ class StageRun:
             elif kind == "best":
                 self.best.weights[rest] = value.to(self.device, copy=True)
         self.students.refresh()
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        """Every weight is there, and every tensor has the shape of its weight (or is a single number)."""
+        missing = [name for name in self.parameters if f"weights/{name}" not in tensors]
+        if missing:
+            raise ModelFileError(f"the checkpoint of stage {self.stage.name!r} lacks {missing[0]}; delete it")
+        shapes = {name: parameter.shape for name, parameter in self.best.model.named_parameters()}
+        for key, tensor in tensors.items():
+            name = key.split("/")[-1]
+            if name not in shapes or (tensor.dim() > 0 and tensor.shape != shapes[name]):
+                raise ModelFileError(
+                    f"the checkpoint of stage {self.stage.name!r} is of another network: {key} has shape "
+                    f"{list(tensor.shape)}, not {list(shapes.get(name, ()))}; delete it, or give another --out"
+                )
 
 
 def train_stage(
@@ -316,7 +347,9 @@ def train_stage(
     :param resume: where an interrupted stage had come to.
     :return: the steps taken and the best score.
     :raises SettingError: a stage that needs a teacher and has none.
+    :raises ModelFileError: `resume` is of another network.
     :raises NonFiniteError: NaN or infinity in several steps in a row; the weights are those before them.
+    :raises Stopped: a signal came, see `dynabert.failures.stop_signals`; a checkpoint has been made of where it came.
 
     Source: DynaBERT Algorithms 2 and 3.
     """
@@ -324,24 +357,39 @@ def train_stage(
     run = StageRun(elastic, stage, batches, teacher=teacher, reduction=reduction or Reduction(), training=training)
     if resume is not None:
         run.restore(resume)
-    every = training.evaluate_every or max(1, -(-run.n_steps // 4))
     hooks.started(stage, run.n_steps, run.progress.step)
-    saved = time.monotonic()
-    while run.progress.step < run.n_steps:
-        hooks.stepped(run.step())
-        done = run.progress.step
-        # once in a while: score on held-out rows
-        if evaluate is not None and (done % every == 0 or done == run.n_steps):
-            run.evaluate(evaluate, hooks)
-        # once in a while: a checkpoint
-        if time.monotonic() - saved >= 60 * training.checkpoint_minutes and done < run.n_steps:
+    with held():
+        try:
+            _run(run, evaluate, hooks)
+        except Stopped:
             hooks.checkpoint(stage, run.snapshot)
-            saved = time.monotonic()
-    if run.best.weights:
-        run.best.restore()
+            raise
+        if run.best.weights:
+            run.best.restore()
     for parameter in run.parameters.values():
         parameter.grad = None
     return run.progress
+
+
+def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:
+    """All steps that are left. What lies between two steps can be gone on from in every order of its parts."""
+    saving, progress = run.training.saving, run.progress
+    every = run.training.evaluate_every or max(1, -(-run.n_steps // 4))
+    saved, saved_at = progress.step, time.monotonic()
+    while True:
+        step = progress.step
+        # once in a while: score on held-out rows
+        due = step > 0 and (step % every == 0 or step == run.n_steps)
+        if evaluate is not None and due and progress.evaluated_step != step:
+            run.evaluate(evaluate, hooks)
+        if step >= run.n_steps:
+            return
+        # once in a while: a checkpoint
+        late = time.monotonic() - saved_at >= 60 * saving.minutes
+        if step > saved and (late or (saving.steps is not None and step % saving.steps == 0)):
+            hooks.checkpoint(run.stage, run.snapshot)
+            saved, saved_at = step, time.monotonic()
+        hooks.stepped(run.step())
 
 
 def teacher_of(stage: Stage, elastic: ElasticModel, original: ElasticModel) -> ElasticModel | None:

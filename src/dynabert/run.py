@@ -1,6 +1,6 @@
 """A run folder: teacher, rewiring, the stages of a recipe, and the sweep, each done once and resumed exactly.
 
-    run.json           what the run is made of (its fingerprint), and what it was called with
+    run.json           what the run is made of (its fingerprint), and what it was called with; see run_folder.py
     teacher/           the fine-tuned network, a stock Hugging Face folder
     importance.safetensors
     stages/<name>/     the network after each stage but the last, elastic checkpoints
@@ -9,24 +9,24 @@
     sweep.json         every Subnet, measured
     metrics.jsonl      the losses of every Subnet; of lines for the same step the last one counts
 
-A folder that belongs to another run is refused, and the message names what differs.
+A part that is there is not done again, so a run can end at any moment and go on with the same command.
 """
 
-import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynabert.batches import Batches, encode
-from dynabert.checkpoint import delete_checkpoints, newest_checkpoint, save_checkpoint
+from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.data import Roles, Rows
 from dynabert.distill import Hooks, Snapshot, StepReport, teacher_of, train_stage
 from dynabert.elastic import ElasticModel, count_params, longest_input
-from dynabert.errors import DataError, ModelFileError, SettingError, one_of
-from dynabert.files import clean_temporary, read_json, verify_manifest, write_json
+from dynabert.errors import DataError, ModelFileError, SettingError, Stopped, one_of
+from dynabert.failures import Saving, held, with_space
+from dynabert.files import read_json, verify_manifest
 from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
 from dynabert.model_files import CONFIG, read_object, resolve
@@ -34,6 +34,7 @@ from dynabert.modeling import LOADERS
 from dynabert.plan import Plan, Source, fingerprint
 from dynabert.recipes import TEACHER, Stage
 from dynabert.rewire import Importance, rewire, score
+from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.tasks import Task
@@ -41,7 +42,7 @@ from dynabert.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RUN_FILE, SWEEP_FILE, METRICS_FILE = "run.json", "sweep.json", "metrics.jsonl"
+SWEEP_FILE = "sweep.json"
 EVALUATION_BATCH = 64
 
 log = logging.getLogger("dynabert")
@@ -50,16 +51,18 @@ log = logging.getLogger("dynabert")
 class RunHooks(Hooks):
     """Writes the metrics and checkpoints of a run, and passes everything on to the hooks of the caller."""
 
-    def __init__(self, out: Path, hooks: Hooks) -> None:
-        self.out, self.hooks = out, hooks
+    def __init__(self, out: Path, hooks: Hooks, saving: Saving) -> None:
+        self.out, self.hooks, self.saving = out, hooks, saving
+        self.metrics = MetricsLog(out / METRICS_FILE)
+        self.saved = ""
 
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """Pass it on."""
         self.hooks.started(stage, n_steps, step)
 
     def stepped(self, report: StepReport) -> None:
-        """Write the losses of the steps that are logged."""
-        if report.losses:
+        """Write the losses of the steps that are logged, and every step that was left out."""
+        if report.losses or report.skipped:
             self._write(asdict(report))
         self.hooks.stepped(report)
 
@@ -70,12 +73,17 @@ class RunHooks(Hooks):
 
     def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self.out / "checkpoints", stage.name, snapshot())
+        taken = snapshot()
+        self.write(partial(save_checkpoint, self.out / CHECKPOINTS, stage.name, taken, keep=self.saving.keep))
+        self.saved = f"stage {stage.name!r} is saved at step {taken.progress.step}"
         self.hooks.checkpoint(stage, snapshot)
 
+    def write(self, action: Callable[[], object]) -> None:
+        """Write something into the run folder, by the settings for full disks."""
+        with_space(action, self.out, self.saving.on_disk_full)
+
     def _write(self, line: dict[str, Any]) -> None:
-        with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 1), **line}) + "\n")
+        self.write(partial(self.metrics.write, line))
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ def train(
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
     progress: Progress | None = None,
     device: str | None = None,
+    force_resume: bool = False,
 ) -> Sweep:
     """Turn an encoder into a DynaBERT: teacher, rewiring, the recipe's stages, sweep. Resumes where it was interrupted.
 
@@ -126,10 +135,14 @@ def train(
     :param latency: how latency is measured in the final sweep; None leaves it out.
     :param progress: told how far the final sweep is.
     :param device: where to compute; by default the GPU if there is one.
+    :param force_resume: go on in the folder of a run with other data, settings or seed, and log what differed. The
+        result then is of neither run alone.
     :return: every Subnet measured on the validation rows; also in ``sweep.json``.
-    :raises SettingError: settings that do not fit, or a folder that belongs to another run.
+    :raises SettingError: settings that do not fit, or a folder that belongs to another run or is in use.
     :raises DataError: rows that cannot be used.
     :raises ModelFileError: a model that cannot be used.
+    :raises StorageError: too little space for the run, or an error of writing.
+    :raises Stopped: a signal came, see `dynabert.failures.stop_signals`.
     """
     plan, out, device = plan or Plan(), Path(out), pick_device(device)
     task, roles = source.load()
@@ -141,15 +154,28 @@ def train(
     _check_lengths(elastic, plan, latency)
     prepared = Prepared.of(task, roles, tokenizer, plan)
     identity = fingerprint(plan, task, roles=roles, elastic=elastic, tokenizer=tokenizer)
-    _open(out, identity, {"model": str(model), "source": source.to_json(), "device": device})
-    elastic.to(device)
-    run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks()))
-    run.teacher(elastic)
-    run.rewire(elastic)
-    original = elastic.copy()
-    for index, stage in enumerate(plan.recipe.stages):
-        run.stage(elastic, original, index, stage)
-    return measure_run(out, prepared=prepared, latency=latency, progress=progress, device=device)
+    called = {"model": str(model), "source": source.to_json(), "device": device}
+    needed = partial(_space_needed, out, plan, elastic)
+    with opened(out, identity, called, needed=needed, force=force_resume):
+        elastic.to(device)
+        run = _Run(out, plan, prepared, RunHooks(out, hooks or Hooks(), plan.training.saving))
+        run.teacher(elastic)
+        run.rewire(elastic)
+        original = elastic.copy()
+        for folder, stage in zip(_stage_folders(out, plan), plan.recipe.stages, strict=True):
+            run.stage(elastic, original, folder, stage)
+        return measure_run(out, prepared=prepared, latency=latency, progress=progress, device=device)
+
+
+def _stage_folders(out: Path, plan: Plan) -> list[Path]:
+    """Where the result of each stage goes; that of the last one is the result of the run."""
+    return [*(out / "stages" / stage.name for stage in plan.recipe.stages[:-1]), out / "elastic"]
+
+
+def _space_needed(out: Path, plan: Plan, elastic: ElasticModel) -> int:
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in elastic.model.parameters())
+    folders = [out / "teacher", *_stage_folders(out, plan)]
+    return space_needed(folders, out / CHECKPOINTS, weight_bytes=weight_bytes, keep=plan.training.saving.keep)
 
 
 class _Run:
@@ -160,13 +186,8 @@ class _Run:
 
     def teacher(self, elastic: ElasticModel) -> None:
         """Fine-tune the full network, or take it as it is."""
-        folder = self.out / "teacher"
-        if not _complete(folder):
-            if isinstance(self.plan.teacher, Stage):
-                self._train(elastic, self.plan.teacher, teacher=None)
-            elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
-            delete_checkpoints(self.out / "checkpoints", TEACHER.name)
-        _take_weights(elastic, folder)
+        stage = self.plan.teacher if isinstance(self.plan.teacher, Stage) else None
+        self._finish(elastic, self.out / "teacher", stage, lambda: None)
 
     def rewire(self, elastic: ElasticModel) -> None:
         """Put the important heads and neurons first."""
@@ -174,31 +195,44 @@ class _Run:
             return
         path = self.out / "importance.safetensors"
         if not path.exists():
-            score(elastic, self.prepared.train, scores=self.plan.recipe.scores).save(path)
+            importance = score(elastic, self.prepared.train, scores=self.plan.recipe.scores)
+            self.hooks.write(partial(importance.save, path))
         rewire(elastic, Importance.load(path))
 
-    def stage(self, elastic: ElasticModel, original: ElasticModel, index: int, stage: Stage) -> None:
-        """Train one stage, and save what it gives."""
-        last = index == len(self.plan.recipe.stages) - 1
-        folder = self.out / "elastic" if last else self.out / "stages" / stage.name
+    def stage(self, elastic: ElasticModel, original: ElasticModel, folder: Path, stage: Stage) -> None:
+        """Train one stage."""
+        self._finish(elastic, folder, stage, lambda: teacher_of(stage, elastic, original))
+
+    def _finish(
+        self, elastic: ElasticModel, folder: Path, stage: Stage | None, teacher: Callable[[], ElasticModel | None]
+    ) -> None:
+        """Train a stage, save what it gives and delete its checkpoints, or what of this has not been done yet."""
         if not _complete(folder):
-            self._train(elastic, stage, teacher=teacher_of(stage, elastic, original))
-            elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer)
-            delete_checkpoints(self.out / "checkpoints", stage.name)
+            with held():  # what a stage has given is not thrown away by a stop between its end and its saving
+                if stage is not None:
+                    self._train(elastic, stage, teacher=teacher())
+                self.hooks.write(partial(elastic.save_pretrained, folder, tokenizer=self.prepared.tokenizer))
+        if stage is not None:
+            delete_checkpoints(self.out / CHECKPOINTS, stage.name)
         _take_weights(elastic, folder)
 
     def _train(self, elastic: ElasticModel, stage: Stage, *, teacher: ElasticModel | None) -> None:
-        train_stage(
-            elastic,
-            stage,
-            self.prepared.train,
-            teacher=teacher,
-            reduction=self.plan.recipe.reduction,
-            training=self.plan.training,
-            evaluate=selection_score(self.prepared.select, self.prepared.task, precision=self.plan.training.precision),
-            hooks=self.hooks,
-            resume=newest_checkpoint(self.out / "checkpoints", stage.name),
-        )
+        score_of = selection_score(self.prepared.select, self.prepared.task, precision=self.plan.training.precision)
+        try:
+            train_stage(
+                elastic,
+                stage,
+                self.prepared.train,
+                teacher=teacher,
+                reduction=self.plan.recipe.reduction,
+                training=self.plan.training,
+                evaluate=score_of,
+                hooks=self.hooks,
+                resume=newest_checkpoint(self.out / CHECKPOINTS, stage.name),
+            )
+        except Stopped as stop:
+            stop.saved = f"{self.hooks.saved}; run the same command again to go on"
+            raise
 
 
 def measure_run(
@@ -360,33 +394,6 @@ def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings |
         raise SettingError(f"max_length {plan.max_length} is too long for this model, which takes {longest}; lower it")
     if latency is not None:
         check_length(elastic.model, latency)
-
-
-def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
-    """Make the run folder, or check that it is of this very run."""
-    identity = json.loads(json.dumps(identity))
-    path = out / RUN_FILE
-    if path.exists():
-        saved = dict(read_json(path)).get("fingerprint", {})
-        differing = [name for name in identity if saved.get(name) != identity[name]]
-        if differing:
-            name = differing[0]
-            raise SettingError(
-                f"{out} belongs to another run: {', '.join(differing)} differ ({name}: {_brief(saved.get(name))} "
-                f"there, {_brief(identity[name])} here); give another --out, or delete that folder"
-            )
-        log.warning("%s exists and is of this run: going on where it was", out)
-        clean_temporary(out)
-        return
-    if out.exists() and any(out.iterdir()):
-        raise SettingError(f"{out} is not empty and not a run folder; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"fingerprint": identity, **called})
-
-
-def _brief(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _complete(folder: Path) -> bool:
