@@ -115,7 +115,8 @@ def fingerprint(
     state = elastic.model.state_dict()
     encoder = {name: tensor for name, tensor in state.items() if name.startswith(f"{elastic.model.base_model_prefix}.")}
     head = {name: tensor for name, tensor in state.items() if name not in encoder}  # new ones depend on the seed
-    config = {key: value for key, value in elastic.model.config.to_dict().items() if key != "transformers_version"}
+    unimportant = ("transformers_version", "_name_or_path")
+    config = {key: value for key, value in elastic.model.config.to_dict().items() if key not in unimportant}
     training = {name: value for name, value in asdict(plan.training).items() if name not in ("saving", "log_every")}
     return {
         "format_version": FORMAT_VERSION,
