@@ -161,8 +161,8 @@ class Child:
         os.close(self.ready)
 
     def lines(self) -> list[str]:
-        """What it wrote."""
-        return self.log.read_text(errors="replace").splitlines()
+        """What it wrote so far."""
+        return [] if not self.log.exists() else self.log.read_text(errors="replace").splitlines()
 
 
 class Job:
@@ -206,7 +206,8 @@ class Job:
         :param extra: more options.
         :param prepare: changes what it likes in the fork before the command begins.
         """
-        log = out.with_name(f"{out.name}.log")
+        log = notes_of(out, "log")
+        log.unlink(missing_ok=True)
         ready, tell = os.pipe()
         pid = os.fork()
         if pid:
@@ -250,9 +251,16 @@ def _to_file(log: Path) -> None:
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
 
 
+def notes_of(out: Path, kind: str) -> Path:
+    """A path for what is written down of a run, outside its folder and, should that be on a small disk, off it."""
+    root = next(parent for parent in out.parents if parent.name.startswith("dynabert-"))
+    (root / "notes").mkdir(exist_ok=True)
+    return root / "notes" / f"{out.name}.{kind}"
+
+
 def finals_of(out: Path) -> Path:
-    """Where the ends of a run's stages are written down, outside its folder."""
-    return out.with_name(f"{out.name}.finals")
+    """Where the ends of a run's stages are written down."""
+    return notes_of(out, "finals")
 
 
 def _record_ends(finals: Path) -> None:
@@ -320,11 +328,11 @@ def trial(folder: Path, number: int) -> Iterator[Path]:
     """A run folder for one trial, deleted afterwards."""
     out = folder / f"run{number}"
     yield out
-    for path in folder.glob(f"run{number}*"):
+    for path in (out, *notes_of(out, "log").parent.glob(f"run{number}.*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def baseline(job: Job, out: Path) -> tuple[dict[str, str], float]:

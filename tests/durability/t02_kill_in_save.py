@@ -22,6 +22,7 @@ from harness import (
     kill_now,
     leftovers,
     main,
+    notes_of,
     trial,
 )
 
@@ -137,7 +138,7 @@ def _one_in_a_save(result: Result, job: Job, expected: dict[str, str], rng: rand
     first = 3 if kind == "mid-retention-delete" else 1  # the third save is the first that deletes
     save = rng.randint(first, 2 if stage == STAGES[0] else 5)
     nth = {"pre-dir-fsync": 2, "mid-retention-delete": 4}.get(kind, 3)
-    told = out.with_name(f"{out.name}.told")
+    told = notes_of(out, "told")
     point = FailPoint(kind, stage=stage, save=save, nth=rng.randint(1, nth), told=told)
     code, lines = job.finish(out, prepare=point.install)
     what = f"{kind}, save {save} of {stage}"
@@ -185,7 +186,7 @@ def _kill_after_evaluation(nth: int) -> Callable[[], None]:
 
 def _one_around(result: Result, job: Job, expected: dict[str, str], rng: random.Random, out: Path, kind: str) -> int:
     if kind == "clean-up at start":
-        point = FailPoint("pre-rename", stage="sandwich", save=2, nth=1, told=out.with_name(f"{out.name}.told"))
+        point = FailPoint("pre-rename", stage="sandwich", save=2, nth=1, told=notes_of(out, "told"))
         job.finish(out, prepare=point.install)
         result.check(any(".tmp-" in name for name in leftovers(out)), f"{kind}: nothing to clean up")
         install = _kill_at("unlink", rng.randint(1, 3), module=os)
