@@ -102,6 +102,11 @@ class Plan:
             raise SettingError(f"batch size {self.batch_size} is below 1; 32 is usual")
         if self.max_length < 1:
             raise SettingError(f"max_length {self.max_length} is below 1; 128 is usual")
+        names = [stage.name for stage in (self.teacher, *self.recipe.stages) if isinstance(stage, Stage)]
+        if len(set(names)) < len(names):
+            raise SettingError(
+                f"stages {', '.join(names)}: two have the same name, under which they are saved; rename one"
+            )
 
 
 def fingerprint(

@@ -1,4 +1,4 @@
-"""Every row of docs/reliability.md that a script proves, one after the other: `make durability`, or a sample of each."""
+"""Every row of docs/reliability.md that a script proves, one after the other: `make durability`."""
 
 import argparse
 import json

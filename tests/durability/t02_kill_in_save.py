@@ -26,7 +26,8 @@ from harness import (
     trial,
 )
 
-from dynabert import files, run as run_module
+from dynabert import files
+from dynabert import run as run_module
 from dynabert.checkpoint import CHECKPOINTS
 
 IN_A_SAVE = (

@@ -48,7 +48,9 @@ def counted_after_every_call(folder: Path, seen: list[int]) -> Iterator[None]:
 
 
 def snapshot(step: int) -> Snapshot:
-    return Snapshot({"weights/a": torch.full((100,), float(step)), "optimizer/step/a": torch.tensor(1.0)}, Progress(step))
+    return Snapshot(
+        {"weights/a": torch.full((100,), float(step)), "optimizer/step/a": torch.tensor(1.0)}, Progress(step)
+    )
 
 
 def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
@@ -75,7 +77,12 @@ def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
                 least[min(2, step - 1)] = min(least[min(2, step - 1)], min(seen))
     result.check(least[1] >= 1, "after the first save there was a moment with no good checkpoint")
     result.check(trials < 3 or least[2] >= 2, "after the second save there was a moment with fewer than two")
-    result.figures |= {"saves": 2 * trials, "calls": calls, "least_after_first": least[1], "least_after_second": least[2]}
+    result.figures |= {
+        "saves": 2 * trials,
+        "calls": calls,
+        "least_after_first": least[1],
+        "least_after_second": least[2],
+    }
 
 
 CHECK = Check("T7", "never fewer good checkpoints than before", 20, run)

@@ -1,4 +1,4 @@
-"""T10: a run folder of another run is refused, every field that differs is named, and it can be forced where it is safe."""
+"""T10: another run's folder is refused, every differing field named, and it can be forced where that is safe."""
 
 import csv
 import json

@@ -40,6 +40,21 @@ class Poison:
                 source.list[step] = replace(source.list[step], labels=labels)
         return source
 
+    def spoil(self, teacher: Any) -> None:
+        """Put the value into an output of the teacher."""
+        if self.place == "teacher logits":
+            teacher.logits[self.rng.randrange(len(teacher.logits)), 0] = self.value
+        if self.place == "teacher states":
+            teacher.hidden_states[-1][0, 0, self.rng.randrange(8)] = self.value
+
+    def spoilt(self, terms: dict[str, Any]) -> dict[str, Any]:
+        """The terms of a loss with the value in them, with or without a gradient."""
+        if self.place == "loss":
+            return {name: term * self.value for name, term in terms.items()}
+        if self.place == "loss without gradient":
+            return {name: term + self.value for name, term in terms.items()}
+        return terms
+
     def run_class(self) -> type[StageRun]:
         poison = self
 
@@ -51,20 +66,13 @@ class Poison:
             def _run(self, view: Any, batch: Any) -> Any:
                 output = super()._run(view, batch)
                 if poison.now and not torch.is_grad_enabled():
-                    if poison.place == "teacher logits":
-                        output.logits[poison.rng.randrange(len(output.logits)), 0] = poison.value
-                    if poison.place == "teacher states":
-                        output.hidden_states[-1][0, 0, poison.rng.randrange(8)] = poison.value
+                    poison.spoil(output)
                 return output
 
             def losses(self, step: int, batch: Any) -> Any:
                 struck = poison.rng.randrange(4) if poison.now else -1
                 for number, (subnet, terms) in enumerate(super().losses(step, batch)):
-                    if number == struck and poison.place == "loss":
-                        terms = {name: term * poison.value for name, term in terms.items()}
-                    if number == struck and poison.place == "loss without gradient":
-                        terms = {name: term + poison.value for name, term in terms.items()}
-                    yield subnet, terms
+                    yield subnet, poison.spoilt(terms) if number == struck else terms
 
             def _clip(self) -> float:
                 if poison.now and poison.place == "gradient":
