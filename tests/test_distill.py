@@ -1,15 +1,16 @@
 """The training loop: choice of the best weights, bad steps, exact resuming, schedules and hooks."""
 
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers import TinyBatches, tiny_model
 
-from dynabert.distill import Hooks, Progress, Snapshot, Training, distill, train_stage
+from dynabert.distill import Hooks, Progress, Snapshot, StageRun, Training, distill, train_stage
 from dynabert.elastic import ElasticModel
-from dynabert.errors import NonFiniteError, SettingError
-from dynabert.failures import MAX_BAD_STEPS, Saving
+from dynabert.errors import ModelFileError, NonFiniteError, SettingError, Stopped
+from dynabert.failures import MAX_BAD_STEPS, Saving, stop_signals
 from dynabert.losses import PUBLISHED, LossWeights
 from dynabert.recipes import FINETUNE, RECIPES, Schedule, Stage
 from dynabert.subnet import Subnet, SubnetGrid
@@ -237,6 +238,83 @@ def test_resumed_equals_uninterrupted_bit_for_bit(stage, evaluate, precision):
         assert again.reports == recorder.reports[step:]
         assert again.scores == recorder.scores[step if evaluate else 0 :]
         assert_same(weights_of(resumed), weights_of(whole))
+
+
+@pytest.mark.parametrize("place", ["forward", "evaluation", "stepped"])
+def test_a_stop_makes_a_checkpoint_that_goes_on_to_the_same_end(place, monkeypatch):
+    """The signal comes in the middle of a step, of an evaluation, or between the two."""
+    whole = make_elastic()
+    recorder, progress = run(whole, evaluate=score_by_weights, training=replace(EVERY_STEP, saving=Saving(1e9)))
+    stopped = make_elastic()
+    watch = Recorder(stopped)
+    real, forwards = StageRun._run, []
+
+    def forward(self, view, batch):
+        forwards.append(view)
+        if place == "forward" and len(forwards) == 10:  # in the third step, after one of its four Subnets
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, view, batch)
+
+    def evaluate(elastic, stage):
+        if place == "evaluation" and len(watch.scores) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return score_by_weights(elastic, stage)
+
+    if place == "stepped":
+        watch.stepped = lambda report: report.step == 1 and signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(StageRun, "_run", forward)
+    training = replace(EVERY_STEP, saving=Saving(1e9))
+    with pytest.raises(Stopped), stop_signals():
+        train_stage(stopped, LABELS, TinyBatches(), training=training, evaluate=evaluate, hooks=watch)
+    monkeypatch.undo()
+    assert list(watch.snapshots) == [2], "the checkpoint is of the last step that was taken"
+    evaluated = watch.snapshots[2].progress.evaluated_step
+    assert evaluated == (2 if place == "forward" else 1)
+    resumed = make_elastic(seed=5)
+    again, again_progress = run(resumed, evaluate=score_by_weights, resume=watch.snapshots[2], training=training)
+    assert again_progress == progress and again.scores == recorder.scores[evaluated:]
+    assert_same(weights_of(resumed), weights_of(whole))
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    recorder, _ = run(make_elastic())
+    whole = recorder.snapshots[2]
+    other = {name: t[:1] if name.endswith("classifier.weight") else t for name, t in whole.tensors.items()}
+    lacking = {name: t for name, t in whole.tensors.items() if name != "weights/classifier.weight"}
+    for tensors, message in ((other, "is of another network"), (lacking, "lacks classifier.weight")):
+        elastic = make_elastic(seed=5)
+        before = weights_of(elastic)
+        with pytest.raises(ModelFileError, match=message):
+            run(elastic, resume=Snapshot(tensors, whole.progress))
+        assert_same(weights_of(elastic), before)
+
+
+def test_a_checkpoint_after_every_so_many_steps():
+    recorder, _ = run(make_elastic(), replace(LABELS, epochs=2), training=replace(EVERY_STEP, saving=Saving(1e9, 3)))
+    assert sorted(recorder.snapshots) == [3, 6]
+
+
+def test_a_loss_that_is_not_finite_counts_though_no_gradient_shows_it(monkeypatch):
+    real = StageRun.losses
+
+    def losses(self, step, batch):
+        for subnet, terms in real(self, step, batch):
+            yield subnet, {name: term + (float("nan") if step == 1 else 0) for name, term in terms.items()}
+
+    monkeypatch.setattr(StageRun, "losses", losses)
+    recorder, progress = run(make_elastic())
+    assert progress.skipped == 1 and recorder.reports[1].skipped == tuple(TinyBatches().at(1).ids.tolist())
+    assert recorder.reports[1].gradient_norm > 0
+    assert_same(recorder.weights[1], recorder.weights[0])
+
+
+def test_a_batch_of_padding_alone_asks_for_nothing():
+    batches = TinyBatches()
+    batches.list[0].inputs["attention_mask"].zero_()
+    for stage in (WIDTH, LABELS):
+        recorder, progress = run(make_elastic(), stage, batches=batches, teacher=make_elastic(seed=9))
+        losses = [value for terms in recorder.reports[0].losses.values() for value in terms.values()]
+        assert losses == [0.0] * len(losses) and recorder.reports[0].gradient_norm == 0 and progress.skipped == 0
 
 
 def test_a_snapshot_taken_at_the_end_gives_the_same_network():
