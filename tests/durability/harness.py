@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from dynabert import batches, cli, progress, readers, run
 from dynabert.checkpoint import CHECKPOINTS, _is_good
 from dynabert.distill import Snapshot, StageRun
 from dynabert.files import sha256_of
+from dynabert.rewire import Importance
 
 torch.set_num_threads(1)
 _PRELOADED = (scipy.stats, sklearn.metrics, transformers.models.bert.modeling_bert, batches, progress, readers)
@@ -297,7 +299,9 @@ def traces(out: Path) -> dict[str, str]:
     """All that two equal runs have in common: the end of every stage, and the published weights."""
     ends = {path.name: path.read_text() for path in sorted(finals_of(out).iterdir())}
     models = {name: sha256_of(out / name / "model.safetensors") for name in ("teacher", "elastic")}
-    return ends | models | {"importance": sha256_of(out / "importance.safetensors")}
+    # Its content: the order of its header's entries, which safetensors draws at random, is no result.
+    importance = Importance.load(out / "importance.safetensors")
+    return ends | models | {"importance": f"{importance.heads.tolist()} {importance.neurons.tolist()}"}
 
 
 def leftovers(out: Path) -> list[str]:
@@ -335,13 +339,19 @@ def trial(folder: Path, number: int) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def baseline(job: Job, out: Path) -> tuple[dict[str, str], float]:
-    """The uninterrupted run: its traces, and its wall time in seconds."""
-    began = time.monotonic()
-    code, lines = job.finish(out)
-    if code:
-        raise SystemExit(f"the uninterrupted run failed: {lines[-3:]}")
-    return traces(out), time.monotonic() - began
+@cache
+def baseline(make: type[Job]) -> tuple[dict[str, str], float]:
+    """The uninterrupted run of the job: its traces, and its wall time in seconds. Once for all scripts of a process."""
+    folder = Path(tempfile.mkdtemp(prefix="dynabert-whole-"))
+    try:
+        job, out = make(folder / "job"), folder / "whole"
+        began = time.monotonic()
+        code, lines = job.finish(out)
+        if code:
+            raise SystemExit(f"the uninterrupted run failed: {lines[-3:]}")
+        return traces(out), time.monotonic() - began
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_now() -> None:

@@ -11,7 +11,7 @@ from harness import Check, Job, Result, baseline, check_finished, main, trial
 def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
     """Kills at uniform random times over the whole command; every fourth trial is killed twice."""
     job = Job(folder / "job")
-    expected, duration_s = baseline(job, folder / "whole")
+    expected, duration_s = baseline(Job)
     kills = identical = done = 0
     while done < trials:
         with trial(folder, done) as out:

@@ -71,7 +71,7 @@ def _twice(result: Result, job: Job, out: Path, expected: dict[str, str], number
 def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
     """Signals at uniform random times until so many have come inside a stage; every fifth is a Ctrl-C."""
     job = Job(folder / "job")
-    expected, duration_s = baseline(job, folder / "whole")
+    expected, duration_s = baseline(Job)
     stops = inside = identical = 0
     slowest = 0.0
     while inside < trials:

@@ -170,7 +170,7 @@ def _limited_files(
 def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
     """So many full disks, half as many limits on file sizes, waiting, and the look at the disk at the start."""
     job = Job(folder / "job")
-    expected, _ = baseline(job, folder / "whole")
+    expected, _ = baseline(Job)
     _on_small_disks(result, job, expected, trials, rng, folder)
     _limited_files(result, job, expected, max(1, trials // 2), rng, folder)
     _preflight(result, job, folder)
