@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, stage: str, snapshot: Snapshot, *, keep: int =
     :param stage: name of the stage.
     :param snapshot: what to save.
     :param keep: how many checkpoints of this stage stay. Only those that verify count.
-    :return: the checkpoint's folder.
+    :return: the checkpoint's folder. A good one of the same step stays as it is: it leads to the same end.
     :raises NonFiniteError: a tensor holds NaN or infinity; nothing is written.
     :raises StorageError: the disk is full or cannot be written; the earlier checkpoints are as they were.
     """
@@ -41,7 +41,9 @@ def save_checkpoint(folder: Path, stage: str, snapshot: Snapshot, *, keep: int =
 
     target = folder / f"{stage}-{snapshot.progress.step:08d}"
     check_finite(snapshot.tensors, target)
-    if target.is_dir() and not _is_good(target):
+    if target.is_dir():
+        if _is_good(target):  # of this very step: a stop right after a save, or after going on from it
+            return target
         remove_folder(target)  # damaged, and nobody's work but ours
     with publish_folder(target) as temporary:
         save_file({name: tensor.contiguous().cpu() for name, tensor in snapshot.tensors.items()}, temporary / TENSORS)

@@ -86,7 +86,7 @@ def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, for
             else "give another --out, or go on nevertheless with --force-resume"
         )
         raise SettingError(f"{out} belongs to another run: {', '.join(fields)} differ ({'; '.join(lines)}); {advice}")
-    log.warning("%s exists and is of this run: going on where it was", out)
+    log.warning("%s exists and is %s: going on where it was", out, "of another run" if fields else "of this run")
     for folder in (out, out / "stages", out / CHECKPOINTS):
         clean_temporary(folder)
     if fields:
