@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow gpu bench clean
+.PHONY: help install demo test check slow durability gpu bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv and install dynabert with everything the tests need
 
@@ -27,6 +27,9 @@ check: install ## style, types, and the direction of imports
 
 slow: install ## the tests that take longer
 	$(BIN)/pytest -q -m slow
+
+durability: install ## the scripts of docs/reliability.md at full size: half an hour or more
+	$(BIN)/python tests/durability/all.py --json docs/results/durability.json
 
 gpu: install ## the tests and benchmarks that need a CUDA device, where there is one
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

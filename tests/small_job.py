@@ -3,6 +3,7 @@
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 from helpers import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -32,8 +33,8 @@ def write_rows(path: Path, n_rows: int, seed: int) -> None:
             writer.writerow((" ".join(words), "good" if good else "bad"))
 
 
-def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1) -> None:
-    """A tiny BERT of 2 layers and 4 heads without a task head, and its tokenizer."""
+def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1, n_layers: int = 2, **sizes: int) -> None:
+    """A tiny BERT of 4 heads without a task head, and its tokenizer."""
     words = [*SPECIAL, *GOOD, *BAD, *THINGS, "is", "number", *map(str, range(9))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -43,7 +44,7 @@ def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]"
     )
-    model = tiny_model("bert", seed=seed, n_layers=2, dropout=dropout)
+    model = tiny_model("bert", seed=seed, n_layers=n_layers, dropout=dropout, **sizes)
     save_model(model.base_model, folder, tokenizer=fast)
 
 
@@ -56,7 +57,7 @@ def write_job(folder: Path) -> tuple[Path, Source]:
     return folder / "encoder", source
 
 
-def small_plan(**training: object) -> Plan:
+def small_plan(**training: Any) -> Plan:
     """One epoch of everything over a grid of four."""
     return Plan(
         recipe=RECIPES["default"].adjusted(epochs=1, lr=2e-3),

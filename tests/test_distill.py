@@ -1,14 +1,16 @@
 """The training loop: choice of the best weights, bad steps, exact resuming, schedules and hooks."""
 
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers import TinyBatches, tiny_model
 
-from dynabert.distill import MAX_BAD_STEPS, HookList, Hooks, Progress, Snapshot, Training, distill, train_stage
+from dynabert.distill import HookList, Hooks, Progress, Snapshot, StageRun, Training, distill, train_stage
 from dynabert.elastic import ElasticModel
-from dynabert.errors import NonFiniteError, SettingError
+from dynabert.errors import ModelFileError, NonFiniteError, SettingError, Stopped
+from dynabert.failures import MAX_BAD_STEPS, Saving, stop_signals
 from dynabert.losses import PUBLISHED, LossWeights
 from dynabert.recipes import FINETUNE, RECIPES, Schedule, Stage
 from dynabert.subnet import Subnet, SubnetGrid
@@ -17,7 +19,7 @@ GRID = SubnetGrid((1.0, 0.5), (1.0, 0.5))
 LR = 1e-3
 LABELS = replace(FINETUNE, epochs=1, lr=LR)
 WIDTH, DEPTH = (replace(stage, epochs=1, lr=LR) for stage in RECIPES["default"].stages)
-EVERY_STEP = Training(precision="fp32", log_every=1, evaluate_every=1, checkpoint_minutes=0)
+EVERY_STEP = Training(precision="fp32", log_every=1, evaluate_every=1, saving=Saving(0))
 
 
 def make_elastic(seed=0, *, dropout=0.1, n_labels=3, grid=GRID, dtype=torch.float32):
@@ -248,6 +250,83 @@ def test_resumed_equals_uninterrupted_bit_for_bit(stage, evaluate, precision):
         assert_same(weights_of(resumed), weights_of(whole))
 
 
+@pytest.mark.parametrize("place", ["forward", "evaluation", "stepped"])
+def test_a_stop_makes_a_checkpoint_that_goes_on_to_the_same_end(place, monkeypatch):
+    """The signal comes in the middle of a step, of an evaluation, or between the two."""
+    whole = make_elastic()
+    recorder, progress = run(whole, evaluate=score_by_weights, training=replace(EVERY_STEP, saving=Saving(1e9)))
+    stopped = make_elastic()
+    watch = Recorder(stopped)
+    real, forwards = StageRun._run, []
+
+    def forward(self, view, batch):
+        forwards.append(view)
+        if place == "forward" and len(forwards) == 10:  # in the third step, after one of its four Subnets
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, view, batch)
+
+    def evaluate(elastic, stage):
+        if place == "evaluation" and len(watch.scores) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return score_by_weights(elastic, stage)
+
+    if place == "stepped":
+        watch.stepped = lambda report: report.step == 1 and signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(StageRun, "_run", forward)
+    training = replace(EVERY_STEP, saving=Saving(1e9))
+    with pytest.raises(Stopped), stop_signals():
+        train_stage(stopped, LABELS, TinyBatches(), training=training, evaluate=evaluate, hooks=watch)
+    monkeypatch.undo()
+    assert list(watch.snapshots) == [2], "the checkpoint is of the last step that was taken"
+    evaluated = watch.snapshots[2].progress.evaluated_step
+    assert evaluated == (2 if place == "forward" else 1)
+    resumed = make_elastic(seed=5)
+    again, again_progress = run(resumed, evaluate=score_by_weights, resume=watch.snapshots[2], training=training)
+    assert again_progress == progress and again.scores == recorder.scores[evaluated:]
+    assert_same(weights_of(resumed), weights_of(whole))
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    recorder, _ = run(make_elastic())
+    whole = recorder.snapshots[2]
+    other = {name: t[:1] if name == "weights/classifier.weight" else t for name, t in whole.tensors.items()}
+    lacking = {name: t for name, t in whole.tensors.items() if name != "weights/classifier.weight"}
+    for tensors, message in ((other, "is of another network"), (lacking, "lacks classifier.weight")):
+        elastic = make_elastic(seed=5)
+        before = weights_of(elastic)
+        with pytest.raises(ModelFileError, match=message):
+            run(elastic, resume=Snapshot(tensors, whole.progress))
+        assert_same(weights_of(elastic), before)
+
+
+def test_a_checkpoint_after_every_so_many_steps():
+    recorder, _ = run(make_elastic(), replace(LABELS, epochs=2), training=replace(EVERY_STEP, saving=Saving(1e9, 3)))
+    assert sorted(recorder.snapshots) == [3, 6]
+
+
+def test_a_loss_that_is_not_finite_counts_though_no_gradient_shows_it(monkeypatch):
+    real = StageRun.losses
+
+    def losses(self, step, batch, part):
+        for subnet, terms in real(self, step, batch, part):
+            yield subnet, {name: term + (float("nan") if step == 1 else 0) for name, term in terms.items()}
+
+    monkeypatch.setattr(StageRun, "losses", losses)
+    recorder, progress = run(make_elastic())
+    assert progress.skipped == 1 and recorder.reports[1].skipped == tuple(TinyBatches().at(1).ids.tolist())
+    assert recorder.reports[1].gradient_norm > 0
+    assert_same(recorder.weights[1], recorder.weights[0])
+
+
+def test_a_batch_of_padding_alone_asks_for_nothing():
+    batches = TinyBatches()
+    batches.list[0].inputs["attention_mask"].zero_()
+    for stage in (WIDTH, LABELS):
+        recorder, progress = run(make_elastic(), stage, batches=batches, teacher=make_elastic(seed=9))
+        losses = [value for terms in recorder.reports[0].losses.values() for value in terms.values()]
+        assert losses == [0.0] * len(losses) and recorder.reports[0].gradient_norm == 0 and progress.skipped == 0
+
+
 def test_a_snapshot_taken_at_the_end_gives_the_same_network():
     whole = make_elastic()
     recorder, _ = run(whole, evaluate=score_by_weights)
@@ -336,7 +415,7 @@ def test_hooks_are_called_in_order():
 
 
 def test_no_checkpoint_before_its_time():
-    recorder, _ = run(make_elastic(), training=replace(EVERY_STEP, checkpoint_minutes=5))
+    recorder, _ = run(make_elastic(), training=replace(EVERY_STEP, saving=Saving(5)))
     assert not recorder.snapshots
 
 
@@ -401,7 +480,6 @@ def test_what_a_stage_needs_and_does_not_get():
         {"clip": 0},
         {"clip": float("nan")},
         {"weight_decay": -1},
-        {"checkpoint_minutes": -1},
         {"log_every": 0},
         {"evaluate_every": 0},
         {"precision": "fp16"},

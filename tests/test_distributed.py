@@ -79,7 +79,7 @@ def test_gradients_are_views_of_one_flat_tensor():
     gradients.zero()
     weights[1].grad += 2
     assert gradients.flat.sum() == 20 and gradients.flat.dtype == torch.float64
-    assert gradients.reduce(flag=True) and not gradients.reduce()
+    assert gradients.reduce(flag=True, loss=2.5) == (True, 2.5) and gradients.reduce() == (False, 0.0)
     gradients.release()
     assert all(weight.grad is None for weight in weights)
     with pytest.raises(SettingError, match="data types"):
@@ -92,8 +92,8 @@ def test_ranks_exchange_tensors(happened):
     assert happened("do_on_first") == [0, 0]
 
 
-def test_gradients_are_added_up_and_a_flag_goes_with_them(happened):
-    assert happened("reduce") == [[[[3] * 3, [3] * 4, False], [[3] * 3, [3] * 4, True]]] * 2
+def test_gradients_are_added_up_and_a_flag_and_the_loss_go_with_them(happened):
+    assert happened("reduce") == [[[[3] * 3, [3] * 4, [False, 1.5]], [[3] * 3, [3] * 4, [True, 1.5]]]] * 2
 
 
 def test_a_mistake_that_only_rank_0_meets_ends_all_with_its_exit_code(happened):
@@ -151,7 +151,7 @@ def test_two_processes_train_by_the_command_line_and_rank_0_alone_speaks(job, tm
     assert "written to" in said and other_said == ""
     assert len(load_sweep(tmp_path / "run").rows) == 2
     alone = wait_for(start_ranks(*train_command(job, tmp_path / "run"), n=1))
-    assert alone[0][0] == 2 and "world_size: 2 there, 1 here" in alone[0][1]
+    assert alone[0][0] == 2 and "world_size 2 there, 1 here" in alone[0][1]
 
 
 def test_other_commands_run_in_one_process():

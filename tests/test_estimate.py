@@ -11,6 +11,7 @@ from dynabert import estimate as module
 from dynabert.distill import Hooks, StepReport
 from dynabert.errors import SettingError
 from dynabert.estimate import Estimate, Part, estimate, peak_memory
+from dynabert.failures import Saving
 from dynabert.plan import Batching, Source
 from dynabert.recipes import RECIPES, Stage
 from dynabert.run import prepare, train
@@ -77,7 +78,7 @@ def test_it_goes_to_json_and_to_text(cost: Estimate) -> None:
 
 
 def test_checkpoints_need_space_where_a_stage_lasts_long_enough(job: tuple[Path, Source]) -> None:
-    made = prepare(*job, small_plan(checkpoint_minutes=1.0), latency=None)
+    made = prepare(*job, small_plan(saving=Saving(minutes=1.0)), latency=None)
     seconds = {"teacher": 59.0, "width": 130.0, "depth": 10.0}
     weights = sum(4 * parameter.numel() for parameter in made.elastic.model.parameters())
     assert module._disk_bytes(made, seconds) == weights * (3 + 4 * 2)

@@ -188,7 +188,7 @@ def test_one_transient_failure_is_cured(tmp_path: Path, pauses: list[float]) -> 
         with pytest.MonkeyPatch.context() as patch:
             patch_nth(patch, call, 1, errno.ESTALE)
             files.verify_manifest(publish(tmp_path / call, "one"))
-    assert pauses == [files._PAUSES_S[0]] * 3
+    assert pauses == [files.PAUSES_S[0]] * 3
 
 
 def test_a_failed_fsync_is_not_repeated_on_the_same_data(tmp_path: Path, pauses: list[float]) -> None:
@@ -504,12 +504,12 @@ def test_a_transient_failure_is_retried_three_times(tmp_path: Path, call: str, c
     with pytest.MonkeyPatch.context() as patch:
         patch_nth(patch, call, 1, code)
         files.atomic_write_text(tmp_path / "a", "once")
-    assert (tmp_path / "a").read_text() == "once" and pauses == [files._PAUSES_S[0]]
+    assert (tmp_path / "a").read_text() == "once" and pauses == [files.PAUSES_S[0]]
     with pytest.MonkeyPatch.context() as patch:
         patch_nth(patch, call, 1, code, ever_after=True)
         with pytest.raises(StorageError, match=errno.errorcode[code]):
             files.atomic_write_text(tmp_path / "a", "never")
-    assert pauses[1:] == list(files._PAUSES_S)
+    assert pauses[1:] == list(files.PAUSES_S)
     assert (tmp_path / "a").read_text() == "once" and names(tmp_path) == ["a"]
 
 
@@ -558,7 +558,7 @@ def test_missing_and_unreadable_json_are_told_apart(tmp_path: Path, pauses: list
         patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "bad sector")))
         with pytest.raises(StorageError, match="EIO"):
             files.read_json(tmp_path / "a.json")
-    assert pauses == list(files._PAUSES_S)
+    assert pauses == list(files.PAUSES_S)
 
 
 def test_files_does_not_import_torch() -> None:

@@ -101,18 +101,20 @@ def damaged(kind, path):
         path.write_bytes(path.read_bytes().replace(b'"format_version":"1"', b'"format_version":"9"'))
     elif kind == "without neurons":
         path.write_bytes(path.read_bytes().replace(b'"neurons"', b'"neurone"'))
+    elif kind == "flipped":
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     else:
         Importance(torch.zeros(1, 1), torch.zeros(1, 1), "total").save(path)
         path.write_bytes(path.read_bytes()[:-8] + b"\x00\x00\xc0\x7f" * 2)  # NaN
 
 
 @pytest.mark.parametrize(
-    "kind", ["missing", "truncated", "of another kind", "of a later format", "without neurons", "of NaN"]
+    "kind", ["missing", "truncated", "of another kind", "of a later format", "without neurons", "flipped", "of NaN"]
 )
 def test_a_damaged_file_is_refused_in_one_line(kind, tmp_path):
     path = tmp_path / "importance.safetensors"
     damaged(kind, path)
-    with pytest.raises(ModelFileError, match=r"importance\.safetensors is no file of importance") as caught:
+    with pytest.raises(ModelFileError, match=r"importance\.safetensors is no sound file of importance") as caught:
         Importance.load(path)
     assert "\n" not in str(caught.value)
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +9,18 @@ import pytest
 import torch
 from small_job import small_plan, write_job
 
-from dynabert.distill import Hooks, StepReport
+from dynabert import run as run_module
+from dynabert.batches import Batch
+from dynabert.distill import Hooks, StageRun, StepReport
 from dynabert.elastic import ElasticModel
-from dynabert.errors import DataError, ModelFileError, SettingError
+from dynabert.errors import DataError, ModelFileError, SettingError, Stopped
+from dynabert.failures import Saving, stop_signals
 from dynabert.files import sha256_of
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
+from dynabert.recipes import RECIPES
 from dynabert.run import extract_run, load_result, load_sweep, measure_run, train
+from dynabert.run_folder import read_metrics
 from dynabert.subnet import Subnet, SubnetGrid
 
 
@@ -80,7 +87,7 @@ def test_the_same_command_again_does_nothing_but_measure(finished: Path, job: tu
 def test_resumed_equals_uninterrupted_bit_for_bit(
     finished: Path, job: tuple[Path, Source], tmp_path: Path, stage: str, step: int
 ) -> None:
-    plan = small_plan(checkpoint_minutes=0.0)
+    plan = small_plan(saving=Saving(0))
     with pytest.raises(KeyboardInterrupt):
         train(job[0], job[1], tmp_path / "run", plan=plan, latency=None, hooks=Interrupt(stage, step))
     assert list((tmp_path / "run" / "checkpoints").glob(f"{stage}-*")), "the interrupted stage left a checkpoint"
@@ -88,6 +95,79 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     resumed, whole = (load(folder / "elastic").state_dict() for folder in (tmp_path / "run", finished))
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
+
+
+class Signal(Hooks):
+    """Asks the process to stop when a stage has taken a step."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step = stage, step
+
+    def stepped(self, report: StepReport) -> None:
+        if (report.stage, report.step) == (self.stage, self.step):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("place", ["in a stage", "at its end", "scoring", "measuring"])
+def test_a_stopped_run_says_what_is_saved_and_goes_on_bit_for_bit(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, hooks, says = tmp_path / "run", Hooks(), "nothing was under way"
+    lines = read_metrics(finished / "metrics.jsonl")
+    n_steps = next(line["n_steps"] for line in lines if line["stage"] == "width" and "n_steps" in line)
+    if place == "in a stage":
+        hooks, says = Signal("width", 5), r"stage 'width' is saved at step 6; run the same command again"
+    elif place == "at its end":  # its result is saved, not thrown away
+        hooks.evaluated = lambda stage, step, score, best: (  # type: ignore[method-assign, assignment]
+            signal.raise_signal(signal.SIGTERM) if (stage.name, step) == ("width", n_steps) else None
+        )
+    else:
+        name = {"scoring": "score", "measuring": "measure"}[place]
+        monkeypatch.setattr(run_module, name, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match=says), stop_signals():
+        train(job[0], job[1], out, plan=small_plan(), latency=None, hooks=hooks)
+    monkeypatch.undo()
+    if place == "at its end":
+        assert (out / "stages" / "width").exists()
+    train(job[0], job[1], out, plan=small_plan(), latency=None)
+    assert sha256_of(out / "elastic" / "model.safetensors") == sha256_of(finished / "elastic" / "model.safetensors")
+    assert not list((out / "checkpoints").glob("*"))
+
+
+def test_checkpoints_of_a_stage_that_was_saved_go_at_the_next_start(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path
+) -> None:
+    """As a kill between the two leaves them."""
+    copy = shutil.copytree(finished, tmp_path / "run")
+    for stage in ("teacher", "width", "depth"):
+        (copy / "checkpoints" / f"{stage}-00000005").mkdir(parents=True)
+    train(job[0], job[1], copy, plan=small_plan(), latency=None)
+    assert not list((copy / "checkpoints").iterdir())
+
+
+def test_a_skipped_step_is_in_the_metrics(
+    job: tuple[Path, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StageRun.losses
+
+    def losses(
+        self: StageRun, step: int, batch: Batch, part: tuple[int, ...]
+    ) -> Iterator[tuple[Subnet, dict[str, torch.Tensor]]]:
+        for subnet, terms in real(self, step, batch, part):
+            bad = (self.stage.name, step) == ("width", 3)
+            yield subnet, {name: term * (float("nan") if bad else 1) for name, term in terms.items()}
+
+    monkeypatch.setattr(StageRun, "losses", losses)
+    train(job[0], job[1], tmp_path / "run", plan=small_plan(log_every=100), latency=None)
+    skipped = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line.get("skipped")]
+    assert [(line["stage"], line["step"], len(line["skipped"])) for line in skipped] == [("width", 3, 16)]
+    assert skipped[0]["gradient_norm"] is None
+
+
+def test_two_stages_of_one_name_are_refused() -> None:
+    stage = RECIPES["sandwich"].stages[0]
+    with pytest.raises(SettingError, match="same name"):
+        Plan(recipe=replace(RECIPES["sandwich"], stages=(stage, stage)))
 
 
 def test_another_run_in_the_folder_is_refused_and_the_field_named(finished: Path, job: tuple[Path, Source]) -> None:

@@ -14,6 +14,7 @@ from small_job import small_plan, write_job
 from dynabert import trackers
 from dynabert.distill import HookList, Hooks, StepReport
 from dynabert.errors import SettingError
+from dynabert.failures import Saving
 from dynabert.recipes import RECIPES, TEACHER
 from dynabert.run import train
 from dynabert.trackers import Tracking, tracking
@@ -52,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     plan = replace(small_plan(log_every=LOGGED_EVERY, evaluate_every=4), teacher=replace(TEACHER, epochs=1, lr=2e-3))
     with tracking(["tensorboard"], whole) as hooks:
         train(encoder, source, whole, plan=plan, latency=None, hooks=hooks)
-    plan = replace(plan, training=replace(plan.training, checkpoint_minutes=0.0))
+    plan = replace(plan, training=replace(plan.training, saving=Saving(minutes=0)))
     with pytest.raises(KeyboardInterrupt), tracking(["tensorboard"], resumed) as hooks:
         train(encoder, source, resumed, plan=plan, latency=None, hooks=HookList(hooks, Interrupt()))
     # Two checkpoints are kept; without the newer one the run has to repeat a step that was written already.

@@ -44,8 +44,8 @@ def reduce(world):
         gradients.zero()
         for weight in weights:
             weight.grad += 1 + world.rank
-        flag = gradients.reduce(flag=asked and world.rank == 1)
-        seen.append([*(weight.grad.flatten().tolist() for weight in weights), flag])
+        told = gradients.reduce(flag=asked and world.rank == 1, loss=0.5 + 0.5 * world.rank)
+        seen.append([*(weight.grad.flatten().tolist() for weight in weights), told])
     return seen
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from dynabert.distributed import launched_rank, n_launched
-from dynabert.errors import DynabertError, SettingError, StorageError, one_of
+from dynabert.errors import DynabertError, SettingError, Stopped, StorageError, one_of
+from dynabert.failures import stop_signals
 
 if TYPE_CHECKING:
     from dynabert.plan import Plan, Source
@@ -92,6 +93,11 @@ def train(
     precision: Annotated[str, typer.Option(help="Of the matrix products: bf16 or fp32.")] = "bf16",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    checkpoint_steps: Annotated[int | None, typer.Option(help="Also a checkpoint after every so many steps.")] = None,
+    on_disk_full: Annotated[str, typer.Option(help="exit, or wait until there is space.")] = "exit",
+    force_resume: Annotated[
+        bool, typer.Option("--force-resume", help="Go on in the folder of a run with other settings; logs which.")
+    ] = False,
     latency: Annotated[bool, typer.Option(help="Measure latency in the final sweep.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what the run will take, and write nothing.")
@@ -111,15 +117,17 @@ def train(
     Interrupted? Run the same command again: it goes on from the last checkpoint.
     """
     from dynabert.distill import Training
+    from dynabert.failures import Saving
     from dynabert.plan import Batching, Plan, Source
     from dynabert.recipes import recipe_of
     from dynabert.subnet import SubnetGrid
 
+    saving = Saving(checkpoint_minutes, checkpoint_steps, on_disk_full=on_disk_full)  # type: ignore[arg-type]
     source = Source(task, data, train, validation, text, text_pair, label, limit)
     plan = Plan(
         recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune, schedule=_schedule(schedule)),
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
-        training=Training(seed=seed, precision=precision, warmup=warmup, checkpoint_minutes=checkpoint_minutes),
+        training=Training(seed=seed, precision=precision, warmup=warmup, saving=saving),
         rewired=rewire,
         batching=Batching(
             32 if batch_size is None and max_tokens is None else batch_size, max_tokens, accumulate, max_length
@@ -128,8 +136,18 @@ def train(
     plan = replace(plan, teacher=_teacher_stage(teacher_epochs, teacher_lr))
     if dry_run:
         _estimate(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device)
-    else:
-        _train(model, source, out, plan, as_json=as_json, latency=_latency(latency), device=device, track=track or ())
+        return
+    _train(
+        model,
+        source,
+        out,
+        plan,
+        as_json=as_json,
+        latency=_latency(latency),
+        device=device,
+        track=track or (),
+        force_resume=force_resume,
+    )
 
 
 @app.command()
@@ -256,25 +274,33 @@ def _train(
     latency: "LatencySettings | None",
     device: str | None = None,
     track: Sequence[str] = (),
+    force_resume: bool = False,
 ) -> None:
     from dynabert import run
     from dynabert.distill import HookList
     from dynabert.progress import progress_bars
+    from dynabert.run_folder import METRICS_FILE
     from dynabert.trackers import tracking
 
     first = launched_rank() == 0
     with tracking(track if first else (), out) as tracked, progress_bars(shown=first) as bars:
         hooks = HookList(bars, tracked)
         sweep = run.train(
-            model, source, out, plan=plan, hooks=hooks, latency=latency, progress=bars.measuring, device=device
+            model,
+            source,
+            out,
+            plan=plan,
+            hooks=hooks,
+            latency=latency,
+            progress=bars.measuring,
+            device=device,
+            force_resume=force_resume,
         )
     if not first:
         return
     _print_sweep(sweep, as_json=as_json)
     if not as_json:
-        typer.echo(
-            f"\nwritten to {out}: elastic/ (all sizes in one model), teacher/, {run.SWEEP_FILE}, {run.METRICS_FILE}"
-        )
+        typer.echo(f"\nwritten to {out}: elastic/ (all sizes in one model), teacher/, {run.SWEEP_FILE}, {METRICS_FILE}")
         middle = sorted(row.cost.n_params for row in sweep.rows)[len(sweep.rows) // 2]
         typer.echo(f"next: dynabert pick {out} --max-params {middle / 1e6:.2g}e6")
 
@@ -387,11 +413,14 @@ def _who() -> str:
 
 
 def main() -> NoReturn:
-    """Run the command line. A user's mistake is one line; exit code 2: settings, 3: data and models, 74: I/O."""
+    """Run the command line. A user's mistake is one line; exit codes are those of `dynabert.failures`."""
     try:
         level = logging.WARNING if launched_rank() == 0 else logging.ERROR
         logging.basicConfig(format=f"dynabert: {_who()}%(message)s", level=level, stream=sys.stderr)
-        code = app(standalone_mode=False)
+        with stop_signals():
+            code = app(standalone_mode=False)
+    except Stopped as stop:
+        _fail(str(stop), stop.exit_code)
     except DynabertError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):

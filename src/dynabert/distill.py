@@ -10,7 +10,9 @@ are added up over the ranks once, so that every rank then takes the same step.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from signal import SIGTERM
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from dynabert.distributed import ALONE, Gradients, World
 from dynabert.elastic import ElasticModel
-from dynabert.errors import NonFiniteError, SettingError, one_of
+from dynabert.errors import ModelFileError, SettingError, Stopped, one_of
+from dynabert.failures import Saving, asked_signal, held, interruptible, may_step
 from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weighted_sum
 from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
 Evaluate = Callable[[ElasticModel, Stage], float]
 """Scores the network on held-out rows: the mean metric over the stage's Subnets, higher is better."""
 
-MAX_BAD_STEPS = 5
-
 
 @dataclass(frozen=True)
 class Training:
@@ -43,7 +44,7 @@ class Training:
     :param clip: largest norm of a step's gradient, over all weights.
     :param warmup: share of the steps over which the learning rate rises; the paper: 0 for BERT, 0.06 for RoBERTa.
     :param evaluate_every: steps between evaluations on the `select` rows; None for four times a stage.
-    :param checkpoint_minutes: time between checkpoints.
+    :param saving: when checkpoints are due, and what happens on a full disk.
     :param log_every: steps between reports of the losses.
     """
 
@@ -53,7 +54,7 @@ class Training:
     warmup: float = 0.0
     weight_decay: float = 0.0
     evaluate_every: int | None = None
-    checkpoint_minutes: float = 5.0
+    saving: Saving = field(default_factory=Saving)
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -61,8 +62,8 @@ class Training:
             raise SettingError(f"warmup {self.warmup} is a share of the steps; give a number in [0, 1)")
         if self.precision not in PRECISIONS:
             raise SettingError(one_of("precision", self.precision, PRECISIONS))
-        if not self.clip > 0 or self.weight_decay < 0 or self.checkpoint_minutes < 0 or self.log_every < 1:
-            raise SettingError("clip and log_every must be above 0, weight_decay and checkpoint_minutes not negative")
+        if not self.clip > 0 or self.weight_decay < 0 or self.log_every < 1:
+            raise SettingError("clip and log_every must be above 0, weight_decay not negative")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise SettingError(f"evaluate_every {self.evaluate_every} must be 1 step or more")
 
@@ -79,6 +80,7 @@ class StepReport:
     :param n_tokens: in its rows, padding not counted.
     :param n_skipped: steps of the stage so far that were left out for NaN or infinity.
     :param losses: each term of each Subnet, unweighted, on the steps that are logged, else empty.
+    :param skipped: row ids of the batch where the step was left out for NaN or infinity, else empty.
     """
 
     stage: str
@@ -89,19 +91,22 @@ class StepReport:
     n_tokens: int
     n_skipped: int
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass
 class Progress:
     """Where a stage stands. With the weights and the optimizer's tensors this is all that a resumed stage needs.
 
-    :param bad_steps: with NaN or infinity, the last ones in a row.
-    :param skipped: with NaN or infinity, in all.
+    :param step: steps taken, those that were left out included.
+    :param evaluated_step: where the network was last scored: a stop may come between a step and its evaluation.
+    :param bad_steps: left out for NaN or infinity, in a row; `skipped`, in the whole stage.
     """
 
     step: int = 0
     best_step: int = -1
     best_score: float = float("-inf")
+    evaluated_step: int = 0
     bad_steps: int = 0
     skipped: int = 0
 
@@ -271,34 +276,63 @@ class StageRun:
     def step(self, *, stop: bool = False) -> StepReport:
         """One training step: the gradients of all its Subnets, clipped together, and one optimizer step.
 
+        Up to the optimizer step nothing that counts has changed, so a stop comes through at once; with several ranks
+        when the step has ended, on all of them together.
+
         :param stop: whether this rank was asked to stop; `stopping` then says on every rank whether any was.
         """
         step, logged = self.progress.step, self.progress.step % self.training.log_every == 0
-        batches = self.batches.micro_batches(step)
-        n_tokens = _n_tokens(batches)
-        n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
-        share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
-        self.gradients.zero()
-        report: dict[str, dict[str, float]] = {}
-        n_parts = self.world.size * len(batches)
-        for micro, batch in enumerate(batches):
-            part = (self.world.rank * len(batches) + micro,) if n_parts > 1 else ()
-            for subnet, terms in self.losses(step, batch.to(self.device), part):
-                (weighted_sum(terms, self.stage.weights) * share).backward()
-                if logged:
-                    _add(report.setdefault(subnet.name, {}), terms)
-        # Each rank has its part of the sum; from here on all have the same numbers, and decide alike.
-        self.stopping = self.gradients.reduce(flag=stop)
-        report = self._over_ranks(report)
-        norm = self._clip()
         lr = self.learning_rate(step)
-        if self._finite(norm, batches):
+        with self.tearable():
+            batches = self.batches.micro_batches(step)
+            loss, report = self._backward(step, batches, logged=logged)
+            # Each rank has its part of the sum; from here on all have the same numbers, and decide alike.
+            self.stopping, loss = self.gradients.reduce(flag=stop, loss=loss)
+            report = self._over_ranks(report)
+            norm = self._clip()
+        rows = tuple(int(row) for batch in batches for row in batch.ids)
+        taken = may_step(self.progress, {"loss": loss, "gradient norm": norm}, stage=self.stage.name, rows=rows)
+        if taken:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.students.refresh()
         self.progress.step += 1
-        return StepReport(self.stage.name, step, self.n_steps, lr, norm, n_tokens, self.progress.skipped, report)
+        return StepReport(
+            stage=self.stage.name,
+            step=step,
+            n_steps=self.n_steps,
+            lr=lr,
+            gradient_norm=norm,
+            n_tokens=_n_tokens(batches),
+            n_skipped=self.progress.skipped,
+            losses=report,
+            skipped=() if taken else rows,
+        )
+
+    def _backward(
+        self, step: int, batches: "Sequence[Batch]", *, logged: bool
+    ) -> tuple[float, dict[str, dict[str, float]]]:
+        """This rank's gradients of all Subnets of a step; their loss, and its terms where they are logged."""
+        n_subnets = len(self.stage.schedule.subnets(self.grid, self.training.seed, step))
+        share = 1 / n_subnets if self.reduction.subnets == "mean" else 1.0
+        self.gradients.zero()
+        total = torch.zeros((), device=self.device)
+        report: dict[str, dict[str, float]] = {}
+        n_parts = self.world.size * len(batches)
+        for micro, batch in enumerate(batches):
+            part = (self.world.rank * len(batches) + micro,) if n_parts > 1 else ()
+            for subnet, terms in self.losses(step, batch.to(self.device), part):
+                loss = weighted_sum(terms, self.stage.weights) * share
+                loss.backward()
+                total += loss.detach()
+                if logged:
+                    _add(report.setdefault(subnet.name, {}), terms)
+        return float(total), report
+
+    def tearable(self) -> AbstractContextManager[None]:
+        """A block that a stop may end anywhere; never with several ranks, which wait for each other in it."""
+        return interruptible() if self.world.size == 1 else nullcontext()
 
     def _over_ranks(self, report: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         """The losses of a step, added up over the ranks."""
@@ -318,24 +352,11 @@ class StageRun:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), self.training.clip, total)
         return float(total)
 
-    def _finite(self, norm: float, batches: "Sequence[Batch]") -> bool:
-        """Whether the step may be taken. A step with NaN or infinity is left out; too many in a row end the stage."""
-        if norm - norm == 0:
-            self.progress.bad_steps = 0
-            return True
-        self.progress.bad_steps += 1
-        self.progress.skipped += 1
-        if self.progress.bad_steps >= MAX_BAD_STEPS:
-            ids = ", ".join(str(int(i)) for i in torch.cat([batch.ids for batch in batches])[:8])
-            raise NonFiniteError(
-                f"gradient norm {norm} in {MAX_BAD_STEPS} steps in a row, the last at step {self.progress.step} of "
-                f"stage {self.stage.name!r} (row ids {ids}, …); lower the learning rate or look at these rows"
-            )
-        return False
-
     def evaluate(self, evaluate: Evaluate, hooks: Hooks) -> None:
         """Score the network and keep its weights if they are the best so far."""
-        score = evaluate(self.elastic, self.stage)
+        with self.tearable():
+            score = evaluate(self.elastic, self.stage)
+        self.progress.evaluated_step = self.progress.step
         best = score > self.progress.best_score
         if best:
             self.best.keep()
@@ -353,7 +374,11 @@ class StageRun:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        :raises ModelFileError: its tensors are not those of this network.
+        """
+        self._check(snapshot.tensors)
         self.progress = replace(snapshot.progress)
         for name, parameter in self.parameters.items():
             parameter.copy_(snapshot.tensors[f"weights/{name}"])
@@ -366,6 +391,20 @@ class StageRun:
             elif kind == "best":
                 self.best.weights[rest] = value.to(self.device, copy=True)
         self.students.refresh()
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        """Every weight is there, and every tensor has the shape of its weight (or is a single number)."""
+        missing = [name for name in self.parameters if f"weights/{name}" not in tensors]
+        if missing:
+            raise ModelFileError(f"the checkpoint of stage {self.stage.name!r} lacks {missing[0]}; delete it")
+        shapes = {name: parameter.shape for name, parameter in self.best.model.named_parameters()}
+        for key, tensor in tensors.items():
+            name = key.split("/")[-1]
+            if name not in shapes or (tensor.dim() > 0 and tensor.shape != shapes[name]):
+                raise ModelFileError(
+                    f"the checkpoint of stage {self.stage.name!r} is of another network: {key} has shape "
+                    f"{list(tensor.shape)}, not {list(shapes.get(name, ()))}; delete it, or give another --out"
+                )
 
 
 def _counts(batch: "Batch", reduction: Reduction) -> Counts:
@@ -416,7 +455,9 @@ def train_stage(
     :param world: the ranks that train together.
     :return: the steps taken and the best score.
     :raises SettingError: a stage that needs a teacher and has none.
+    :raises ModelFileError: `resume` is of another network.
     :raises NonFiniteError: NaN or infinity in several steps in a row; the weights are those before them.
+    :raises Stopped: a signal came, see `dynabert.failures.stop_signals`; a checkpoint has been made of where it came.
 
     Source: DynaBERT Algorithms 2 and 3.
     """
@@ -427,21 +468,40 @@ def train_stage(
     if resume is not None:
         run.restore(resume)
     hooks.started(stage, run.n_steps, run.progress.step)
-    saved = time.monotonic()
-    while run.progress.step < run.n_steps:
-        hooks.stepped(run.step())
-        done = run.progress.step
-        # once in a while: score on held-out rows
-        if evaluate is not None and training.evaluates_after(done, run.n_steps):
-            run.evaluate(evaluate, hooks)
-        # once in a while: a checkpoint
-        if time.monotonic() - saved >= 60 * training.checkpoint_minutes and done < run.n_steps:
+    with held():
+        try:
+            _run(run, evaluate, hooks)
+        except Stopped:
             hooks.checkpoint(stage, run.snapshot)
-            saved = time.monotonic()
-    if run.best.weights:
-        run.best.restore()
+            if world.size > 1:
+                world.barrier()  # a launcher ends all processes once one has ended, and rank 0 may still be writing
+            raise
+        if run.best.weights:
+            run.best.restore()
     run.gradients.release()
     return run.progress
+
+
+def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:
+    """All steps that are left. What lies between two steps can be gone on from in every order of its parts."""
+    saving, progress = run.training.saving, run.progress
+    saved, saved_at = progress.step, time.monotonic()
+    while True:
+        step = progress.step
+        # once in a while: score on held-out rows
+        due = step > 0 and run.training.evaluates_after(step, run.n_steps)
+        if evaluate is not None and due and progress.evaluated_step != step:
+            run.evaluate(evaluate, hooks)
+        if step >= run.n_steps:
+            return
+        # once in a while: a checkpoint
+        late = time.monotonic() - saved_at >= 60 * saving.minutes
+        if step > saved and (late or (saving.steps is not None and step % saving.steps == 0)):
+            hooks.checkpoint(run.stage, run.snapshot)
+            saved, saved_at = step, time.monotonic()
+        hooks.stepped(run.step(stop=asked_signal() is not None))
+        if run.stopping:
+            raise Stopped(asked_signal() or SIGTERM)
 
 
 def teacher_of(stage: Stage, elastic: ElasticModel, original: ElasticModel) -> ElasticModel | None:

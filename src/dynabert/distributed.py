@@ -224,7 +224,7 @@ def joined(device: str) -> Iterator[World]:
 class Gradients:
     """The gradients of all weights in one flat tensor, so that ranks add them up in one exchange.
 
-    Each weight's `.grad` is a view of it. One more element at the end carries a flag.
+    Each weight's `.grad` is a view of it. Two more elements at the end carry a flag and the loss.
 
     :param parameters: of one data type, on one device.
     :param world: who adds up.
@@ -243,7 +243,7 @@ class Gradients:
             starts.append(end)
             end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
         first = self.parameters[0]
-        self.flat = torch.zeros(end + 1, dtype=first.dtype, device=first.device)
+        self.flat = torch.zeros(end + 2, dtype=first.dtype, device=first.device)
         self._views = [
             self.flat[start : start + parameter.numel()].view(parameter.shape)
             for start, parameter in zip(starts, self.parameters, strict=True)
@@ -255,17 +255,18 @@ class Gradients:
         for parameter, view in zip(self.parameters, self._views, strict=True):
             parameter.grad = view
 
-    def reduce(self, *, flag: bool = False) -> bool:
+    def reduce(self, *, flag: bool = False, loss: float = 0.0) -> tuple[bool, float]:
         """End a step: every rank then has the sum of all ranks' gradients, to the last bit.
 
         :param flag: something that this rank wants all to know, for instance that it was asked to stop.
-        :return: whether any rank raised its flag, the same answer on each.
+        :param loss: of this rank's rows.
+        :return: whether any rank raised its flag, and the loss of all rows; the same on each rank.
         """
         if self.world.size == 1:
-            return flag
-        self.flat[-1] = float(flag)
+            return flag, loss
+        self.flat[-2], self.flat[-1] = float(flag), loss
         self.world.sum(self.flat)
-        return bool(self.flat[-1] > 0)
+        return bool(self.flat[-2] > 0), float(self.flat[-1])
 
     def release(self) -> None:
         """Take the gradients off the weights."""

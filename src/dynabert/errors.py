@@ -3,6 +3,8 @@
 Every message is one line: the value that was wrong, what is allowed, and what to do next.
 """
 
+from signal import SIGINT, Signals
+
 
 class DynabertError(ValueError):
     """Base of all errors that a user can cause or mend. Its subclasses differ only in the exit code."""
@@ -52,6 +54,30 @@ class FirstRankError(DynabertError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("rank 0 stopped; its own message says why")
         self.exit_code = exit_code
+
+
+class Stopped(BaseException):
+    """A signal asks the process to end (exit code 128 + its number: 143 for SIGTERM, 130 for Ctrl-C).
+
+    No `Exception`, so that nothing on the way takes it for a failure of its own.
+
+    :param signum: number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.saved = ""
+        """What of a running stage was saved; empty where there was nothing to save."""
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell shows for a process that this signal ended."""
+        return 128 + self.signum
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.signum == SIGINT else Signals(self.signum).name
+        return f"stopped by {name}; {self.saved or 'nothing was under way that had to be saved'}"
 
 
 def check_choices(settings: object) -> None:

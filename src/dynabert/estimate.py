@@ -30,6 +30,7 @@ from dynabert.plan import Plan, Source
 from dynabert.recipes import Stage
 from dynabert.rewire import MAX_BATCHES, score
 from dynabert.run import Job, pick_device, prepare
+from dynabert.run_folder import COPIES
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import plain_text
 from dynabert.workload import step_flops
@@ -41,8 +42,6 @@ TIMED_STEPS = 8
 """Steps of a stage that are timed, spread over the lengths of its batches; untimed ones go before and after them."""
 
 _ENOUGH_S = 60.0  # where steps take long, three are timed and then as many as fit into this
-_KEPT_CHECKPOINTS = 3  # two stay, while a third is written
-_SAVED_COPIES = 4  # of each weight in a checkpoint: the weight, two averages of the optimizer, the best weight
 
 
 @dataclass(frozen=True)
@@ -346,9 +345,11 @@ def _flops(elastic: ElasticModel, subnet: Subnet, seq: int) -> int:
 def _disk_bytes(job: Job, seconds: dict[str, float]) -> int:
     """Of the run folder at its largest: the model folders, and the checkpoints of the stage that makes most of them."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in job.elastic.model.parameters())
-    interval_s = max(60 * job.plan.training.checkpoint_minutes, 1e-9)
-    n_checkpoints = max(min(_KEPT_CHECKPOINTS, int(seconds[stage.name] / interval_s)) for stage in job.plan.stages)
-    return weights * (1 + len(job.plan.recipe.stages) + _SAVED_COPIES * n_checkpoints)
+    saving = job.plan.training.saving
+    interval_s = max(60 * saving.minutes, 1e-9)
+    # One more than are kept: the new one is whole before an old one goes.
+    n_checkpoints = max(min(saving.keep + 1, int(seconds[stage.name] / interval_s)) for stage in job.plan.stages)
+    return weights * (1 + len(job.plan.recipe.stages) + COPIES * n_checkpoints)
 
 
 def _existing(path: Path) -> Path:

@@ -40,7 +40,8 @@ MANIFEST_VERSION = 1
 _TRANSIENT = frozenset(
     {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENETRESET, errno.ETIMEDOUT, errno.EBUSY, errno.ESTALE}
 )
-_PAUSES_S = (0.05, 0.25, 1.0)
+PAUSES_S = (0.05, 0.25, 1.0)
+"""Seconds between the attempts at something that may pass."""
 _ADVICE = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "free some of the quota and run the same command again",
@@ -60,7 +61,7 @@ def atomic_write_bytes(path: StrPath, data: bytes) -> None:
     :raises StorageError: disk full, no permission, or an I/O error that three retries did not cure.
     """
     target = Path(path).resolve()
-    with _storage_errors(path):
+    with storage_errors(path):
         _with_retry(partial(_write_and_rename, target, data))
 
 
@@ -85,7 +86,7 @@ def read_json(path: StrPath) -> Any:  # noqa: ANN401 (JSON is any nesting of pla
     :raises StorageError: it cannot be read.
     """
     try:
-        with _storage_errors(path):
+        with storage_errors(path):
             data = _with_retry(Path(path).read_bytes)
         return json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
     except StorageError as error:
@@ -107,7 +108,7 @@ def sha256_of(path: StrPath) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    with _storage_errors(path):
+    with storage_errors(path):
         return _with_retry(digest)
 
 
@@ -163,14 +164,14 @@ def publish_folder(final: StrPath) -> Iterator[Path]:
     """
     target = Path(final).resolve()
     temporary = _beside(target, "tmp")
-    with _storage_errors(final):
+    with storage_errors(final):
         _check_target(target)
         _make_folder(target.parent)
         _settle(target.parent, target.name)
         _with_retry(partial(os.mkdir, temporary))
     try:
         yield temporary
-        with _storage_errors(final):
+        with storage_errors(final):
             _force_to_disk(temporary)
             _move_in(temporary, target)
     except BaseException as error:
@@ -181,22 +182,25 @@ def publish_folder(final: StrPath) -> Iterator[Path]:
         raise
 
 
-def newest_verified(folder: StrPath, prefix: str) -> Path | None:
+def newest_verified(folder: StrPath, prefix: str, *, check: Callable[[Path], object] | None = None) -> Path | None:
     """The subfolder ``prefixNNN`` with the highest number whose manifest verifies.
 
     Each newer one that does not verify is named in a warning of one line, with the one used instead.
 
     :param folder: holds the subfolders; it need not exist.
     :param prefix: for instance ``"step-"``.
+    :param check: looks further at one that verifies, and raises ModelFileError where it cannot be used.
     :return: the subfolder, or None where none verifies.
     :raises StorageError: the folder itself cannot be listed.
     """
     root = Path(folder)
     rejected: list[DynabertError] = []
     good = None
-    for candidate in _numbered(root, prefix):
+    for candidate in numbered(root, prefix):
         try:
             verify_manifest(candidate)
+            if check is not None:
+                check(candidate)
         except (ModelFileError, StorageError) as error:
             rejected.append(error)
         else:
@@ -208,6 +212,27 @@ def newest_verified(folder: StrPath, prefix: str) -> Path | None:
     return good
 
 
+def remove_folder(folder: StrPath) -> None:
+    """Delete a folder that nobody needs any more: at once by name, so that a crash leaves no half of it there.
+
+    Where it cannot be deleted a line is logged.
+    """
+    path = Path(folder)
+    doomed = _beside(path, "tmp")  # a name that says so, in case the deletion is interrupted
+    try:
+        _with_retry(partial(os.rename, path, doomed))
+    except OSError as error:
+        logger.warning("cannot delete %s: %s", path, error)
+    else:
+        _delete(doomed)
+
+
+def is_full(error: StorageError) -> bool:
+    """Whether writing failed because the disk or the quota is full."""
+    cause = error.__cause__
+    return cause is not None and _error_number(cause) in (errno.ENOSPC, errno.EDQUOT)
+
+
 def clean_temporary(folder: StrPath) -> None:
     """Remove what interrupted writes left in a folder, and put back what an interrupted replacement had moved aside.
 
@@ -215,7 +240,7 @@ def clean_temporary(folder: StrPath) -> None:
 
     :raises StorageError: the folder cannot be listed or a rename fails.
     """
-    with _storage_errors(folder):
+    with storage_errors(folder):
         _settle(Path(folder), None)
 
 
@@ -257,11 +282,7 @@ def _retire(aside: Path, target: Path) -> None:
     """Delete a former folder, or keep it under a visible name where deleting could lose something of its owner's."""
     try:
         verify_manifest(aside)
-        doomed = _beside(target, "tmp")  # a name that says so, in case the deletion is interrupted
-        os.rename(aside, doomed)
-        _delete(doomed)
-    except OSError as error:  # the new folder is in place, which is what was asked; what is left is rubbish
-        logger.warning("cannot delete %s: %s", aside, error)
+        remove_folder(aside)
     except (ModelFileError, StorageError) as error:
         kept = target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}")
         with suppress(OSError):
@@ -349,7 +370,7 @@ def _sync_folder(folder: Path) -> None:
 def _files_of(folder: Path) -> dict[str, Path]:
     """Every file under the folder but its manifest, by relative POSIX path in ascending order."""
     found = {}
-    with _storage_errors(folder):
+    with storage_errors(folder):
         for root, folders, names in os.walk(folder, onerror=_raise):
             for path in (Path(root, name) for name in [*folders, *names]):
                 name = path.relative_to(folder).as_posix()
@@ -362,7 +383,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
 
 
 def _size_of(path: Path) -> int:
-    with _storage_errors(path):
+    with storage_errors(path):
         return path.stat().st_size
 
 
@@ -386,10 +407,13 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
-def _numbered(folder: Path, prefix: str) -> list[Path]:
-    """The subfolders ``prefixNNN``, highest number first."""
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """The subfolders ``prefixNNN``, highest number first, whatever is in them.
+
+    :raises StorageError: the folder cannot be listed.
+    """
     pattern = re.compile(re.escape(prefix) + r"([0-9]{1,18})")
-    with _storage_errors(folder):
+    with storage_errors(folder):
         entries = list(folder.iterdir()) if folder.is_dir() else []
     matches = ((pattern.fullmatch(entry.name), entry) for entry in entries if entry.is_dir())
     numbered = [(int(match[1]), entry) for match, entry in matches if match]
@@ -397,7 +421,7 @@ def _numbered(folder: Path, prefix: str) -> list[Path]:
 
 
 def _with_retry(action: Callable[[], Result], transient: frozenset[int] = _TRANSIENT) -> Result:
-    for pause_s in _PAUSES_S:
+    for pause_s in PAUSES_S:
         try:
             return action()
         except OSError as error:
@@ -409,8 +433,11 @@ def _with_retry(action: Callable[[], Result], transient: frozenset[int] = _TRANS
 
 
 @contextmanager
-def _storage_errors(path: StrPath) -> Iterator[None]:
-    """Turn any operating system error of the block into the one line that a user reads."""
+def storage_errors(path: StrPath) -> Iterator[None]:
+    """Turn any operating system error of the block into the one line that a user reads.
+
+    :raises StorageError: in place of an OSError.
+    """
     try:
         yield
     except OSError as error:

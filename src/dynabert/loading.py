@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dynabert.errors import ModelFileError, SettingError, one_of
+from dynabert.failures import check_finite
 from dynabert.families import FAMILIES, Family
 from dynabert.files import publish_folder, write_json
 from dynabert.model_files import (
@@ -270,8 +271,10 @@ def save_model(
     :param tokenizer: saved beside the model if given.
     :param extra_files: more text files, by plain file name.
     :raises SettingError: an extra file whose name is a path, or that of a file of the model.
+    :raises NonFiniteError: a weight is NaN or infinite; nothing is written.
     :raises StorageError: disk full, no permission or an I/O error.
     """
+    check_finite(dict(model.named_parameters()), Path(folder))
     with publish_folder(folder) as temporary:
         with quietly():
             model.save_pretrained(temporary)

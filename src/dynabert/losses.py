@@ -166,6 +166,8 @@ def loss_terms(
 
     Source: DynaBERT equations 5-6 and section 2.3; `Reduction` names what differs.
     """
+    if not counts.tokens:  # a batch of nothing but padding asks for nothing, and 0 / 0 would be NaN
+        return {"nothing": torch.zeros((), device=student.logits.device, requires_grad=True)}
     terms: dict[str, Tensor] = {}
     regression = student.logits.shape[-1] == 1
     if teacher is not None and weights.logits > 0 and not (regression and reduction.regression == "none"):
@@ -194,4 +196,4 @@ def weighted_sum(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
     """
     if not terms:
         raise SettingError("no loss term is left for this stage; give hidden, embeddings or labels a weight above 0")
-    return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+    return torch.stack([getattr(weights, name, 1.0) * term for name, term in terms.items()]).sum()

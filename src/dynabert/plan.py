@@ -18,6 +18,7 @@ from dynabert.subnet import DepthRule, SubnetGrid
 from dynabert.tasks import Task, task_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
@@ -119,6 +120,13 @@ class Plan:
     rewired: bool = True
     batching: Batching = Batching()
 
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in (self.teacher, *self.recipe.stages) if isinstance(stage, Stage)]
+        if len(set(names)) < len(names):
+            raise SettingError(
+                f"stages {', '.join(names)}: two have the same name, under which they are saved; rename one"
+            )
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Everything that trains, the fine-tuning of the teacher included where it has been decided on."""
@@ -140,20 +148,20 @@ def fingerprint(
     :param tokenizer: likewise.
     :param world_size: how many processes train. It says in which order gradients are added up, hence their last bits.
     """
-    weights = hashlib.sha256()
-    for name, tensor in sorted(elastic.model.state_dict().items()):
-        weights.update(name.encode() + tensor.cpu().contiguous().view(-1).numpy().tobytes())
-    config = {key: value for key, value in elastic.model.config.to_dict().items() if key != "transformers_version"}
-    training = {
-        name: value for name, value in asdict(plan.training).items() if name not in ("checkpoint_minutes", "log_every")
-    }
+    state = elastic.model.state_dict()
+    encoder = {name: tensor for name, tensor in state.items() if name.startswith(f"{elastic.model.base_model_prefix}.")}
+    head = {name: tensor for name, tensor in state.items() if name not in encoder}  # new ones depend on the seed
+    unimportant = ("transformers_version", "_name_or_path")
+    config = {key: value for key, value in elastic.model.config.to_dict().items() if key not in unimportant}
+    training = {name: value for name, value in asdict(plan.training).items() if name not in ("saving", "log_every")}
     return {
         "format_version": FORMAT_VERSION,
         "task": task.name,
         "labels": list(task.labels),
         "metric": task.metric,
         "data": roles.fingerprint,
-        "model": weights.hexdigest()[:16],
+        "model": _digest_of(encoder),
+        "head": _digest_of(head),
         "config": _digest(json.dumps(config, sort_keys=True, default=str)),
         "tokenizer": _digest(tokenizer.backend_tokenizer.to_str()),
         "widths": list(plan.grid.widths),
@@ -166,6 +174,13 @@ def fingerprint(
         **training,
         "world_size": world_size,
     }
+
+
+def _digest_of(tensors: dict[str, "Tensor"]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode() + tensor.cpu().contiguous().view(-1).numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def _digest(text: str) -> str:

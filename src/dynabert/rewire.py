@@ -13,6 +13,7 @@ example would lose without them.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, reduce
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -77,7 +78,8 @@ class Importance:
         :raises StorageError: it cannot be written.
         """
         tensors = {"heads": self.heads.cpu().contiguous(), "neurons": self.neurons.cpu().contiguous()}
-        atomic_write_bytes(path, save(tensors, {"scores": self.scores, "format_version": str(FORMAT_VERSION)}))
+        about = {"scores": self.scores, "format_version": str(FORMAT_VERSION), "sha256": self._digest()}
+        atomic_write_bytes(path, save(tensors, about))
 
     @classmethod
     def load(cls, path: str | Path) -> "Importance":
@@ -90,10 +92,21 @@ class Importance:
                 found = file.metadata() or {}
                 if found.get("format_version") != str(FORMAT_VERSION):
                     raise SettingError(f"format {found.get('format_version')} instead of {FORMAT_VERSION}")
-                return cls(file.get_tensor("heads"), file.get_tensor("neurons"), found["scores"])
+                importance = cls(file.get_tensor("heads"), file.get_tensor("neurons"), found["scores"])
+                if importance._digest() != found["sha256"]:
+                    raise SettingError("its sha256 differs")
+                return importance
         except (OSError, SafetensorError, KeyError, SettingError) as error:
             reason = " ".join(str(error).split())
-            raise ModelFileError(f"{path} is no file of importance ({reason}); score the model again") from error
+            raise ModelFileError(
+                f"{path} is no sound file of importance ({reason}); delete it, and the model is scored again"
+            ) from error
+
+    def _digest(self) -> str:
+        total = sha256(self.scores.encode())
+        for scores in (self.heads, self.neurons):
+            total.update(scores.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
 
 
 Total = Callable[[Iterable[Tensor]], Tensor]

@@ -1,6 +1,6 @@
 """A run folder: teacher, rewiring, the stages of a recipe, and the sweep, each done once and resumed exactly.
 
-    run.json           what the run is made of (its fingerprint), and what it was called with
+    run.json           what the run is made of (its fingerprint), and what it was called with; see run_folder.py
     teacher/           the fine-tuned network, a stock Hugging Face folder
     importance.safetensors
     stages/<name>/     the network after each stage but the last, elastic checkpoints
@@ -9,7 +9,7 @@
     sweep.json         every Subnet, measured
     metrics.jsonl      the losses of every Subnet; of lines for the same step the last one counts
 
-A folder that belongs to another run is refused, and the message names what differs.
+A part that is there is not done again, so a run can end at any moment and go on with the same command.
 
 Of many ranks only rank 0 touches the folder. The others are told what lies in it, and get weights and checkpoints from
 rank 0, so the folder need not be visible to them.
@@ -17,21 +17,23 @@ rank 0, so the folder need not be visible to them.
 
 import json
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynabert.batches import Batches, encode
-from dynabert.checkpoint import delete_checkpoints, newest_checkpoint, save_checkpoint
+from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.data import Roles, Rows
 from dynabert.distill import Hooks, Snapshot, StepReport, teacher_of, train_stage
 from dynabert.distill import Progress as StageProgress
 from dynabert.distributed import ALONE, Shared, World, joined
 from dynabert.elastic import ElasticModel, count_params, longest_input
-from dynabert.errors import DataError, ModelFileError, SettingError, one_of
-from dynabert.files import clean_temporary, read_json, verify_manifest, write_json
+from dynabert.errors import DataError, ModelFileError, SettingError, Stopped, one_of
+from dynabert.failures import Saving, held, with_space
+from dynabert.files import read_json, verify_manifest
 from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
 from dynabert.model_files import CONFIG, read_object, resolve
@@ -39,6 +41,7 @@ from dynabert.modeling import LOADERS
 from dynabert.plan import Batching, Plan, Source, fingerprint
 from dynabert.recipes import TEACHER, Stage
 from dynabert.rewire import Importance, rewire, score
+from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.tasks import Task
@@ -47,7 +50,7 @@ from dynabert.workload import PlannedStage, planned_stages
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RUN_FILE, SWEEP_FILE, METRICS_FILE = "run.json", "sweep.json", "metrics.jsonl"
+SWEEP_FILE = "sweep.json"
 EVALUATION_BATCH = 64
 
 log = logging.getLogger("dynabert")
@@ -56,8 +59,10 @@ log = logging.getLogger("dynabert")
 class RunHooks(Hooks):
     """Writes the metrics and checkpoints of a run, on rank 0 alone, and passes everything on to the caller's hooks."""
 
-    def __init__(self, out: Path, hooks: Hooks, *, writes: bool = True) -> None:
-        self.out, self.hooks, self.writes = out, hooks, writes
+    def __init__(self, out: Path, hooks: Hooks, saving: Saving, *, writes: bool = True) -> None:
+        self.out, self.hooks, self.saving = out, hooks, saving
+        self.metrics = MetricsLog(out / METRICS_FILE) if writes else None
+        self.saved = ""
 
     def planned(self, stages: Sequence[PlannedStage]) -> None:
         """Pass it on."""
@@ -68,8 +73,8 @@ class RunHooks(Hooks):
         self.hooks.started(stage, n_steps, step)
 
     def stepped(self, report: StepReport) -> None:
-        """Write the losses of the steps that are logged."""
-        if report.losses:
+        """Write the losses of the steps that are logged, and every step that was left out."""
+        if report.losses or report.skipped:
             self._write(asdict(report))
         self.hooks.stepped(report)
 
@@ -80,15 +85,19 @@ class RunHooks(Hooks):
 
     def checkpoint(self, stage: Stage, snapshot: Callable[[], Snapshot]) -> None:
         """Write a checkpoint."""
-        if self.writes:
-            save_checkpoint(self.out / "checkpoints", stage.name, snapshot())
+        if self.metrics is not None:
+            taken = snapshot()
+            self.write(partial(save_checkpoint, self.out / CHECKPOINTS, stage.name, taken, keep=self.saving.keep))
+            self.saved = f"stage {stage.name!r} is saved at step {taken.progress.step}"
         self.hooks.checkpoint(stage, snapshot)
 
+    def write(self, action: Callable[[], object]) -> None:
+        """Write something into the run folder, by the settings for full disks."""
+        with_space(action, self.out, self.saving.on_disk_full)
+
     def _write(self, line: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-        with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 1), **line}) + "\n")
+        if self.metrics is not None:
+            self.write(partial(self.metrics.write, line))
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,7 @@ def train(
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
     progress: Progress | None = None,
     device: str | None = None,
+    force_resume: bool = False,
 ) -> Sweep:
     """Turn an encoder into a DynaBERT: teacher, rewiring, the recipe's stages, sweep. Resumes where it was interrupted.
 
@@ -183,19 +193,36 @@ def train(
     :param latency: how latency is measured in the final sweep; None leaves it out.
     :param progress: told how far the final sweep is.
     :param device: where to compute; by default the GPU if there is one. With several processes each takes its own GPU.
+    :param force_resume: go on in the folder of a run with other data, settings or seed, and log what differed. The
+        result then is of neither run alone.
     :return: every Subnet measured on the validation rows, latency on rank 0 alone; also in ``sweep.json``.
-    :raises SettingError: settings that do not fit, or a folder that belongs to another run.
+    :raises SettingError: settings that do not fit, or a folder that belongs to another run or is in use.
     :raises DataError: rows that cannot be used.
     :raises ModelFileError: a model that cannot be used.
+    :raises StorageError: too little space for the run, or an error of writing.
+    :raises Stopped: a signal came, see `dynabert.failures.stop_signals`.
     :raises LostRankError: another process of the job died.
     """
     out = Path(out)
     with joined(pick_device(device)) as world:
         job = prepare(model, source, plan or Plan(), latency=latency, world=world)
-        _open_together(out, job, {"model": str(model), "source": source.to_json(), "device": world.device}, world)
-        run = _Run(out, job.plan, job.prepared, RunHooks(out, hooks or Hooks(), writes=world.is_first), world)
-        run.train(job.elastic)
-        return run.measure(job.elastic, latency=latency, progress=progress)
+        called = {"model": str(model), "source": source.to_json(), "device": world.device}
+        with _opened_together(out, job, called, world, force=force_resume):
+            hooks = RunHooks(out, hooks or Hooks(), job.plan.training.saving, writes=world.is_first)
+            run = _Run(out, job.plan, job.prepared, hooks, world)
+            run.train(job.elastic)
+            return run.measure(job.elastic, latency=latency, progress=progress)
+
+
+def _stage_folders(out: Path, plan: Plan) -> list[Path]:
+    """Where the result of each stage goes; that of the last one is the result of the run."""
+    return [*(out / "stages" / stage.name for stage in plan.recipe.stages[:-1]), out / "elastic"]
+
+
+def _space_needed(out: Path, plan: Plan, elastic: ElasticModel) -> int:
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in elastic.model.parameters())
+    folders = [out / "teacher", *_stage_folders(out, plan)]
+    return space_needed(folders, out / CHECKPOINTS, weight_bytes=weight_bytes, keep=plan.training.saving.keep)
 
 
 class _Run:
@@ -212,8 +239,8 @@ class _Run:
         self.teacher(elastic)
         self.rewire(elastic)
         original = elastic.copy()
-        for index, stage in enumerate(self.plan.recipe.stages):
-            self.stage(elastic, original, index, stage)
+        for folder, stage in zip(_stage_folders(self.out, self.plan), self.plan.recipe.stages, strict=True):
+            self.stage(elastic, original, folder, stage)
 
     def measure(self, elastic: ElasticModel, *, latency: LatencySettings | None, progress: Progress | None) -> Sweep:
         """Measure the result beside its teacher, and write ``sweep.json``."""
@@ -234,12 +261,8 @@ class _Run:
 
     def teacher(self, elastic: ElasticModel) -> None:
         """Fine-tune the full network, or take it as it is."""
-        folder = self.out / "teacher"
-        if not self.world.on_first(lambda: _complete(folder)):
-            if isinstance(self.plan.teacher, Stage):
-                self._train(elastic, self.plan.teacher, teacher=None)
-            self._save(elastic, folder, TEACHER.name)
-        self._take_weights(elastic, folder)
+        stage = self.plan.teacher if isinstance(self.plan.teacher, Stage) else None
+        self._finish(elastic, self.out / "teacher", stage, lambda: None)
 
     def rewire(self, elastic: ElasticModel) -> None:
         """Put the important heads and neurons first."""
@@ -248,7 +271,7 @@ class _Run:
         path = self.out / "importance.safetensors"
         if not self.world.on_first(path.exists):
             scored = score(elastic, self.prepared.train, scores=self.plan.recipe.scores, world=self.world)
-            self.world.on_first(lambda: scored.save(path))
+            self.world.on_first(lambda: self.hooks.write(partial(scored.save, path)))
 
         def saved() -> Shared:
             importance = Importance.load(path)
@@ -257,19 +280,23 @@ class _Run:
         told = self.world.from_first(saved)
         rewire(elastic, Importance(told.tensors["heads"], told.tensors["neurons"], told.value))
 
-    def stage(self, elastic: ElasticModel, original: ElasticModel, index: int, stage: Stage) -> None:
-        """Train one stage, and save what it gives."""
-        last = index == len(self.plan.recipe.stages) - 1
-        folder = self.out / "elastic" if last else self.out / "stages" / stage.name
-        if not self.world.on_first(lambda: _complete(folder)):
-            self._train(elastic, stage, teacher=teacher_of(stage, elastic, original))
-            self._save(elastic, folder, stage.name)
-        self._take_weights(elastic, folder)
+    def stage(self, elastic: ElasticModel, original: ElasticModel, folder: Path, stage: Stage) -> None:
+        """Train one stage."""
+        self._finish(elastic, folder, stage, lambda: teacher_of(stage, elastic, original))
 
-    def _save(self, elastic: ElasticModel, folder: Path, stage: str) -> None:
-        """Publish a network that is done; its checkpoints have then served."""
-        self.world.on_first(lambda: elastic.save_pretrained(folder, tokenizer=self.prepared.tokenizer))
-        self.world.on_first(lambda: delete_checkpoints(self.out / "checkpoints", stage))
+    def _finish(
+        self, elastic: ElasticModel, folder: Path, stage: Stage | None, teacher: Callable[[], ElasticModel | None]
+    ) -> None:
+        """Train a stage, save what it gives and delete its checkpoints, or what of this has not been done yet."""
+        if not self.world.on_first(lambda: _complete(folder)):
+            with held():  # what a stage has given is not thrown away by a stop between its end and its saving
+                if stage is not None:
+                    self._train(elastic, stage, teacher=teacher())
+                save = partial(elastic.save_pretrained, folder, tokenizer=self.prepared.tokenizer)
+                self.world.on_first(lambda: self.hooks.write(save))
+        if stage is not None:
+            self.world.on_first(lambda: delete_checkpoints(self.out / CHECKPOINTS, stage.name))
+        self._take_weights(elastic, folder)
 
     def _take_weights(self, elastic: ElasticModel, folder: Path) -> None:
         """Continue from what is on disk, in the run that wrote it and in one that resumes alike."""
@@ -278,27 +305,31 @@ class _Run:
 
     def _newest_checkpoint(self, stage: Stage) -> Snapshot | None:
         def newest() -> Shared:
-            snapshot = newest_checkpoint(self.out / "checkpoints", stage.name)
+            snapshot = newest_checkpoint(self.out / CHECKPOINTS, stage.name)
             return Shared() if snapshot is None else Shared(asdict(snapshot.progress), snapshot.tensors)
 
         told = self.world.from_first(newest)
         return None if told.value is None else Snapshot(told.tensors, StageProgress(**told.value))
 
     def _train(self, elastic: ElasticModel, stage: Stage, *, teacher: ElasticModel | None) -> None:
-        train_stage(
-            elastic,
-            stage,
-            self.prepared.train,
-            teacher=teacher,
-            reduction=self.plan.recipe.reduction,
-            training=self.plan.training,
-            evaluate=selection_score(
-                self.prepared.select, self.prepared.task, precision=self.plan.training.precision, world=self.world
-            ),
-            hooks=self.hooks,
-            resume=self._newest_checkpoint(stage),
-            world=self.world,
-        )
+        select, task, precision = self.prepared.select, self.prepared.task, self.plan.training.precision
+        try:
+            train_stage(
+                elastic,
+                stage,
+                self.prepared.train,
+                teacher=teacher,
+                reduction=self.plan.recipe.reduction,
+                training=self.plan.training,
+                evaluate=selection_score(select, task, precision=precision, world=self.world),
+                hooks=self.hooks,
+                resume=self._newest_checkpoint(stage),
+                world=self.world,
+            )
+        except Stopped as stop:
+            if self.hooks.saved:
+                stop.saved = f"{self.hooks.saved}; run the same command again to go on"
+            raise
 
 
 def measure_run(
@@ -461,41 +492,18 @@ def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings |
         check_length(elastic.model, latency)
 
 
-def _open_together(out: Path, job: Job, called: dict[str, Any], world: World) -> None:
-    """Open the run folder on rank 0, once all ranks are about to do the same."""
+@contextmanager
+def _opened_together(out: Path, job: Job, called: dict[str, Any], world: World, *, force: bool) -> Iterator[None]:
+    """Open the run folder on rank 0, once all ranks are about to do the same; see `run_folder.opened`."""
     task, tokenizer = job.prepared.task, job.prepared.tokenizer
     identity = fingerprint(
         job.plan, task, roles=job.roles, elastic=job.elastic, tokenizer=tokenizer, world_size=world.size
     )
     world.agree("settings, data or model", json.dumps(identity))
-    world.on_first(lambda: _open(out, identity, called))
-
-
-def _open(out: Path, identity: dict[str, Any], called: dict[str, Any]) -> None:
-    """Make the run folder, or check that it is of this very run."""
-    identity = json.loads(json.dumps(identity))
-    path = out / RUN_FILE
-    if path.exists():
-        saved = dict(read_json(path)).get("fingerprint", {})
-        differing = [name for name in identity if saved.get(name) != identity[name]]
-        if differing:
-            name = differing[0]
-            raise SettingError(
-                f"{out} belongs to another run: {', '.join(differing)} differ ({name}: {_brief(saved.get(name))} "
-                f"there, {_brief(identity[name])} here); give another --out, or delete that folder"
-            )
-        log.warning("%s exists and is of this run: going on where it was", out)
-        clean_temporary(out)
-        return
-    if out.exists() and any(out.iterdir()):
-        raise SettingError(f"{out} is not empty and not a run folder; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"fingerprint": identity, **called})
-
-
-def _brief(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    folder = opened(out, identity, called, needed=partial(_space_needed, out, job.plan, job.elastic), force=force)
+    with ExitStack() as stack:
+        world.on_first(lambda: stack.enter_context(folder))
+        yield
 
 
 def _complete(folder: Path) -> bool:
