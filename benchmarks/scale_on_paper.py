@@ -9,8 +9,8 @@ gradients, with nothing overlapped, as the training loop does it:
     exchange = 2 (n - 1) / n x bytes / bandwidth + 2 (n - 1) x latency
 
 Rate, shortest time, bandwidths and latencies are assumptions, printed above the tables; put in what you measured.
-Operations and bytes are exact for BERT-base. With --measured the same model is set beside one and two processes as
-`scale.py` measured them.
+Operations and bytes are exact for BERT-base. What every process does however few its rows (optimizer, copies) is not in
+it. Below the tables stand one and two processes as `scale.py` measured them.
 """
 
 import argparse
@@ -118,14 +118,26 @@ def print_table(name: str, options: argparse.Namespace, *, fixed: str) -> None:
 
 
 def print_measured(path: Path) -> None:
-    """Two processes as the model has them, beside the measurement."""
-    print(f"\nMeasured ({path}): one and two processes on one machine, milliseconds\n")
-    print("| stage | one process | two processes | the exchange alone | half of one process + the exchange |")
+    """Two processes beside one, as `scale.py` measured them, and what each process does twice."""
+    found = json.loads(path.read_text())
+    about = found["about"]
+    print(
+        f"\nMeasured ({path}, {about['date'][:10]}, load average {about['load_average']:.1f}): {about['model']} on",
+        end=" ",
+    )
+    print(
+        f"{about['task']}, {about['batch_size']} rows a step, one machine, ms by the clock (processor time of rank 0)."
+    )
+    print(
+        "What is not halved is done by every process: the optimizer, copying weights, what a batch costs of any size.\n"
+    )
+    print("| stage | one process | two processes | the exchange alone | not halved, of processor time |")
     print("|---|---|---|---|---|")
-    for name, found in json.loads(path.read_text())["stages"].items():
-        model = found["one_process_ms"] / 2 + found["exchange_ms"]
-        columns = (found["one_process_ms"], found["two_processes_ms"], found["exchange_ms"], model)
-        print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in columns) + " |")
+    for name, row in found["stages"].items():
+        keys = ("one_process", "two_processes", "exchange")
+        told = [f"{row[f'{key}_ms']:.1f} ({row[f'{key}_cpu_ms']:.1f})" for key in keys]
+        kept = 2 * (row["two_processes_cpu_ms"] - row["exchange_cpu_ms"]) - row["one_process_cpu_ms"]
+        print(f"| {name} | " + " | ".join(told) + f" | {kept:.1f} |")
 
 
 def main() -> None:

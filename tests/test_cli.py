@@ -110,6 +110,20 @@ BAD = {
         2,
         ("half",),
     ),
+    "rows and tokens of a step": (
+        ("train", "--model", "M", "--task", "sst2", "--batch-size", "8", "--max-tokens", "99", "--out", "OUT"),
+        2,
+        ("batch_size", "max_tokens"),
+    ),
+    "no parts": (("train", "--model", "M", "--task", "sst2", "--accumulate", "0", "--out", "OUT"), 2, ("accumulate",)),
+    "fewer rows than parts": (
+        (
+            *("train", "--model", "M", "DATA", "--text", "text", "--label", "label", "--out", "OUT", "--no-latency"),
+            *("--max-length", "32", "--widths", "1", "--depths", "1", "--batch-size", "2", "--accumulate", "4"),
+        ),
+        2,
+        ("batch size 2", "4 micro-batches"),
+    ),
     "no data at all": (("train", "--model", "M", "--out", "OUT"), 2, ("--task",)),
     "missing data folder": (
         ("train", "--model", "M", "--task", "sst2", "--data", "GONE", "--out", "OUT"),
