@@ -29,7 +29,7 @@ EXIT_CODES = {
     0: "done",
     2: "a setting or an option is wrong, or the run folder belongs to another run or is in use",
     3: "data or a model cannot be used, or training met NaN or infinity",
-    74: "reading or writing failed: disk full, no permission, I/O error",
+    74: "reading or writing failed: disk full, no permission, I/O error; or another process of the job is gone",
     130: "stopped by Ctrl-C",
     143: "stopped by SIGTERM",
 }
