@@ -21,7 +21,8 @@ import torch
 from common import MINILM, data_folder, finish, machine, options, table
 
 from dynabert.distill import Hooks, StepReport
-from dynabert.estimate import estimate, peak_memory
+from dynabert.estimate import estimate
+from dynabert.memory import peak_memory
 from dynabert.plan import Plan, Source
 from dynabert.recipes import RECIPES, TEACHER, Stage
 from dynabert.run import train

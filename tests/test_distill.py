@@ -89,12 +89,12 @@ def scripted(scores):
 # The choice of the best weights.
 
 
-def test_the_best_weights_are_put_back():
+def test_the_best_weights_are_put_back_and_of_equal_ones_the_later():
     elastic = make_elastic()
     recorder, progress = run(elastic, evaluate=scripted([0.1, 0.9, 0.9, 0.5]))
-    assert recorder.scores == [(1, 0.1, True), (2, 0.9, True), (3, 0.9, False), (4, 0.5, False)]
-    assert (progress.best_step, progress.best_score, progress.step) == (2, 0.9, 4)
-    assert_same(weights_of(elastic), recorder.weights[1])
+    assert recorder.scores == [(1, 0.1, True), (2, 0.9, True), (3, 0.9, True), (4, 0.5, False)]
+    assert (progress.best_step, progress.best_score, progress.step) == (3, 0.9, 4)
+    assert_same(weights_of(elastic), recorder.weights[2])
     assert differ(weights_of(elastic), recorder.weights[3])
 
 

@@ -10,7 +10,7 @@ from small_job import small_plan, write_job
 from dynabert import estimate as module
 from dynabert.distill import Hooks, StepReport
 from dynabert.errors import SettingError
-from dynabert.estimate import Estimate, Part, estimate, peak_memory
+from dynabert.estimate import Estimate, Part, estimate
 from dynabert.failures import Saving
 from dynabert.plan import Batching, Source
 from dynabert.recipes import RECIPES, Stage
@@ -122,14 +122,6 @@ def test_timed_steps_are_spread_over_the_work_and_distinct() -> None:
     work = [5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 8.0, 7.0]
     assert sorted(work[place] for place in module._spread(work, 4)) == [2.0, 4.0, 6.0, 8.0]
     assert sorted(module._spread(work, 99)) == list(range(8))
-
-
-def test_memory_is_watched_anew() -> None:
-    first = peak_memory()
-    block = bytearray(200_000_000)
-    assert first() >= 200_000_000
-    del block
-    assert peak_memory()() <= first()
 
 
 def test_settings_that_do_not_fit_are_said_first(job: tuple[Path, Source], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError, Stopped, one_of
 from dynabert.failures import Saving, asked_signal, held, interruptible, may_step
 from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weighted_sum
+from dynabert.memory import trim_heap
 from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.seeds import derive_seed
@@ -31,6 +32,9 @@ from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
     from dynabert.batches import Batch, BatchSource
+
+TRIM_EVERY = 10
+"""Steps between calls of `trim_heap`, which takes some milliseconds."""
 
 Evaluate = Callable[[ElasticModel, Stage], float]
 """Scores the network on held-out rows: the mean metric over the stage's Subnets, higher is better."""
@@ -357,7 +361,7 @@ class StageRun:
         with self.tearable():
             score = evaluate(self.elastic, self.stage)
         self.progress.evaluated_step = self.progress.step
-        best = score > self.progress.best_score
+        best = score >= self.progress.best_score  # of equal scores the later weights, at the lower learning rate
         if best:
             self.best.keep()
             self.progress.best_score, self.progress.best_step = score, self.progress.step
@@ -499,6 +503,9 @@ def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:
         if step > saved and (late or (saving.steps is not None and step % saving.steps == 0)):
             hooks.checkpoint(run.stage, run.snapshot)
             saved, saved_at = step, time.monotonic()
+        # once in a while: freed memory goes back to the system
+        if step % TRIM_EVERY == 0 and run.device.type == "cpu":
+            trim_heap()
         hooks.stepped(run.step(stop=asked_signal() is not None))
         if run.stopping:
             raise Stopped(asked_signal() or SIGTERM)

@@ -8,10 +8,7 @@ machine now. Resident memory on a CPU is that of the few steps: it grows over a 
 the heap in pieces, by 7 to 34 % in `benchmarks/estimate.py`.
 """
 
-import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +23,7 @@ from dynabert.batches import Batch, Batches
 from dynabert.distill import StageRun, teacher_of
 from dynabert.elastic import ElasticModel
 from dynabert.measure import LatencySettings, Progress, latencies, predict, views_of
+from dynabert.memory import peak_memory
 from dynabert.plan import Plan, Source
 from dynabert.recipes import Stage
 from dynabert.rewire import MAX_BATCHES, score
@@ -360,28 +358,6 @@ def _existing(path: Path) -> Path:
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_memory(device: torch.device | str = "cpu") -> Callable[[], int]:
-    """Begin to watch memory: the result, when called, is the most since then, in bytes.
-
-    :param device: of a GPU, what torch has allocated there. On a CPU, the resident memory of the process; Linux can
-        begin that count anew, elsewhere it is the most since the process began.
-    """
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return lambda: torch.cuda.max_memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return _high_water_mark
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _high_water_mark() -> int:
-    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _h_mm_ss(seconds: float) -> str:
