@@ -9,15 +9,11 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
-from rank_report import report
+from harness import Check, Result, main
 from ranks import start_ranks, wait_for
 from safetensors.torch import load_file
 from small_job import write_job
@@ -102,39 +98,35 @@ def problems(said: str, seconds: float) -> list[str]:
     return found
 
 
-def run(trials: int, seed: int) -> tuple[dict[str, Any], list[str]]:
+def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
     """Kill, watch, resume, compare."""
-    rng, failures, exits = random.Random(seed), [], []
+    exits: list[float] = []
     identical = in_save = done = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        job = folder / "job"
-        job.mkdir()
-        write_job(job)
-        training_s = uninterrupted(job, folder / "whole")
-        expected = result_of(folder / "whole")
-        while done < trials:
-            out = folder / f"trial-{done}"
-            killed = kill_one(job, out, rng, trial=done, training_s=training_s)
-            if killed is None:  # it had ended before
-                shutil.rmtree(out, ignore_errors=True)
-                continue
-            seconds, said = killed
-            exits.append(seconds)
-            in_save += bool(list((out / "checkpoints").glob(".tmp-*")))
-            failures += [f"trial {done}: {problem}" for problem in problems(said, seconds)]
-            resumed = wait_for(start_ranks(*command(job, out)), timeout_s=300)
-            if any(code for code, _ in resumed):
-                failures.append(f"trial {done}: resuming failed: {resumed}")
-            elif differing := dict(expected.items() ^ result_of(out).items()):
-                failures.append(f"trial {done}: {', '.join(sorted(differing)[:5])} other than without the kill")
-            else:
-                identical += 1
-            print(f"trial {done}: the other rank left after {seconds:.2f} s", flush=True)
-            done += 1
-    figures = {"kills": done, "while_saving": in_save, "identical": identical, "slowest_exit_s": round(max(exits), 2)}
-    return {**figures, "one_run_s": round(training_s, 1)}, failures
+    job = folder / "job"
+    job.mkdir()
+    write_job(job)
+    training_s = uninterrupted(job, folder / "whole")
+    expected = result_of(folder / "whole")
+    while done < trials:
+        out = folder / f"trial-{done}"
+        killed = kill_one(job, out, rng, trial=done, training_s=training_s)
+        if killed is None:  # it had ended before
+            shutil.rmtree(out, ignore_errors=True)
+            continue
+        seconds, said = killed
+        exits.append(seconds)
+        in_save += bool(list((out / "checkpoints").glob(".tmp-*")))
+        result.failures += [f"trial {done}: {problem}" for problem in problems(said, seconds)]
+        resumed = wait_for(start_ranks(*command(job, out)), timeout_s=300)
+        differing = dict(expected.items() ^ result_of(out).items())
+        result.check(not any(code for code, _ in resumed), f"trial {done}: resuming failed: {resumed}")
+        identical += result.check(not differing, f"trial {done}: {sorted(differing)[:5]} other than without the kill")
+        done += 1
+    result.figures |= {"kills": done, "while_saving": in_save, "identical": identical}
+    result.figures |= {"slowest_exit_s": round(max(exits), 2), "one_run_s": round(training_s, 1)}
 
+
+CHECK = Check("T9", "a killed rank ends the job, which resumes to the same bits", 10, run)
 
 if __name__ == "__main__":
-    report("T9", "a killed rank ends the job, which resumes to the same bits", 10, run)
+    main(CHECK)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-ROWS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "T10", "T11")
+ROWS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "T9", "T10", "T11")
 
 
 @pytest.fixture(scope="module")
