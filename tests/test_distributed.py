@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import TinyBatches
 from ranks import TESTS, start_ranks, wait_for
 from small_job import write_job
 from torch import nn
@@ -110,6 +111,12 @@ def test_ranks_that_are_about_to_do_different_things_are_told(happened):
 
 def test_a_stop_asked_of_one_rank_is_known_to_all_after_the_same_step(happened):
     assert happened("stop") == [[False, True, False]] * 2
+
+
+def test_rows_that_spoil_a_step_are_named_on_every_rank(happened):
+    first, second = happened("bad_rows")
+    assert first == second and first[0] == first[2] == []
+    assert first[1] == (TinyBatches().list[1].ids + 1000).tolist()
 
 
 def test_a_rank_that_vanishes_ends_the_others(happened):

@@ -11,10 +11,9 @@ from dynabert import estimate as module
 from dynabert.distill import Hooks, StepReport
 from dynabert.errors import SettingError
 from dynabert.estimate import Estimate, Part, estimate
-from dynabert.failures import Saving
 from dynabert.plan import Batching, Source
 from dynabert.recipes import RECIPES, Stage
-from dynabert.run import prepare, train
+from dynabert.run import disk_bytes, prepare, train
 from dynabert.sweep import LatencySettings
 
 LATENCY = LatencySettings(seq=8, repeats=3)
@@ -77,12 +76,12 @@ def test_it_goes_to_json_and_to_text(cost: Estimate) -> None:
     assert all(part.name in text for part in cost.parts) and "GB free" in text and "ends about" in text
 
 
-def test_checkpoints_need_space_where_a_stage_lasts_long_enough(job: tuple[Path, Source]) -> None:
-    made = prepare(*job, small_plan(saving=Saving(minutes=1.0)), latency=None)
-    seconds = {"teacher": 59.0, "width": 130.0, "depth": 10.0}
+def test_the_disk_that_a_run_needs_is_what_the_start_of_a_run_asks_for(
+    job: tuple[Path, Source], cost: Estimate
+) -> None:
+    made = prepare(*job, small_plan(), latency=None)
     weights = sum(4 * parameter.numel() for parameter in made.elastic.model.parameters())
-    assert module._disk_bytes(made, seconds) == weights * (3 + 4 * 2)
-    assert module._disk_bytes(made, seconds | {"depth": 1e5}) == weights * (3 + 4 * 3)
+    assert cost.disk_bytes == disk_bytes(job[0].parent / "run", made.plan, made.elastic) == weights * (3 + 4 * 3)
 
 
 def test_no_teacher_stage_no_rewiring_and_no_latency_have_no_rows(job: tuple[Path, Source], cost: Estimate) -> None:

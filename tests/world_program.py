@@ -8,6 +8,7 @@ Appends to FILE<RANK>, as lines of JSON, the name of each part and what came out
 import json
 import os
 import sys
+from dataclasses import replace
 
 import torch
 from helpers import TinyBatches, tiny_model
@@ -74,6 +75,17 @@ def stop(world):
     return seen
 
 
+def bad_rows(world):
+    """The rows of rank 1 alone are poisoned in step 1; each rank has a row of its own there."""
+    elastic, batches = ElasticModel(tiny_model("bert", n_labels=1)), TinyBatches(n_labels=1)
+    batches.list[1] = replace(batches.list[1], ids=batches.list[1].ids + 1000 * world.rank)
+    if world.rank == 1:
+        batches.list[1].labels[0] = float("nan")
+    training = Training(precision="fp32")
+    run = StageRun(elastic, FINETUNE, batches, teacher=None, reduction=Reduction(), training=training, world=world)
+    return [list(run.step().skipped) for _ in range(3)]
+
+
 def vanish(world):
     world.barrier()
     if world.rank == 1:
@@ -82,7 +94,7 @@ def vanish(world):
 
 
 def main(world, path):
-    for part in (gather, tell, do_on_first, reduce, first_fails, disagree, stop, vanish):
+    for part in (gather, tell, do_on_first, reduce, first_fails, disagree, stop, bad_rows, vanish):
         try:
             result = part(world)
         except DynabertError as error:

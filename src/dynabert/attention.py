@@ -57,7 +57,8 @@ class TrainingDropout(nn.Module):
         """Drop elements of a tensor of any shape."""
         if not self.training or self.p == 0:
             return features
-        return features * keep_mask(features.shape, self.p) * (1 / kept_share(self.p))
+        share = kept_share(self.p)
+        return features * keep_mask(features.shape, self.p) * (1 / share if share else 0.0)
 
 
 def attention(
@@ -89,7 +90,8 @@ def attention(
     probabilities = scores.softmax(-1)
     if dropout:
         probabilities = probabilities * keep_mask(probabilities.shape, dropout)
-        value = value * (1 / kept_share(dropout))
+        share = kept_share(dropout)
+        value = value * (1 / share if share else 0.0)
     return (probabilities @ value).transpose(1, 2), None
 
 

@@ -8,6 +8,7 @@ The same loop runs alone and on many ranks. Gradients gather locally over all mi
 are added up over the ranks once, so that every rank then takes the same step.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -289,12 +290,12 @@ class StageRun:
         lr = self.learning_rate(step)
         with self.tearable():
             batches = self.batches.micro_batches(step)
-            loss, report = self._backward(step, batches, logged=logged)
+            own_loss, report = self._backward(step, batches, logged=logged)
             # Each rank has its part of the sum; from here on all have the same numbers, and decide alike.
-            self.stopping, loss = self.gradients.reduce(flag=stop, loss=loss)
+            self.stopping, loss = self.gradients.reduce(flag=stop, loss=own_loss)
             report = self._over_ranks(report)
             norm = self._clip()
-        rows = tuple(int(row) for batch in batches for row in batch.ids)
+        rows = self._suspects(batches, own_loss) if not math.isfinite(loss + norm) else ()
         taken = may_step(self.progress, {"loss": loss, "gradient norm": norm}, stage=self.stage.name, rows=rows)
         if taken:
             for group in self.optimizer.param_groups:
@@ -333,6 +334,15 @@ class StageRun:
                 if logged:
                     _add(report.setdefault(subnet.name, {}), terms)
         return float(total), report
+
+    def _suspects(self, batches: "Sequence[Batch]", own_loss: float) -> tuple[int, ...]:
+        """Row ids of a step that is not finite: those of ranks whose own loss is not, or of all if none shows it."""
+        ids = torch.cat([batch.ids for batch in batches])
+        for mine in (ids[:0] if math.isfinite(own_loss) else ids, ids):
+            gathered: list[int] = self.world.gather_rows(mine).tolist()
+            if gathered:
+                break
+        return tuple(gathered)
 
     def tearable(self) -> AbstractContextManager[None]:
         """A block that a stop may end anywhere; never with several ranks, which wait for each other in it."""
@@ -495,6 +505,8 @@ def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:
         # once in a while: score on held-out rows
         due = step > 0 and run.training.evaluates_after(step, run.n_steps)
         if evaluate is not None and due and progress.evaluated_step != step:
+            if run.world.size > 1:  # several ranks finish an evaluation before they stop, and a launcher may not wait
+                hooks.checkpoint(run.stage, run.snapshot)
             run.evaluate(evaluate, hooks)
         if step >= run.n_steps:
             return
@@ -511,7 +523,16 @@ def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:
             raise Stopped(asked_signal() or SIGTERM)
 
 
-def teacher_of(stage: Stage, elastic: ElasticModel, original: ElasticModel) -> ElasticModel | None:
+def originals(stages: Sequence[Stage], elastic: ElasticModel) -> Iterator[ElasticModel | None]:
+    """For each stage a copy of the network as it is at first; None, which frees it, once no stage learns from it."""
+    original: ElasticModel | None = elastic.copy()
+    for place in range(len(stages)):
+        if all(stage.teacher != "original" for stage in stages[place:]):
+            original = None
+        yield original
+
+
+def teacher_of(stage: Stage, elastic: ElasticModel, original: ElasticModel | None) -> ElasticModel | None:
     """Who teaches a stage: nobody, the original network, or a copy of the network as it is when the stage begins."""
     if stage.teacher == "none":
         return None

@@ -163,8 +163,12 @@ class World:
 
     def _exchange(self, collective: Callable[[], object]) -> None:
         """The one place where a lost rank shows."""
+        import torch
+
         try:
             collective()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise _lost(error) from error
 

@@ -27,8 +27,7 @@ from dynabert.memory import peak_memory
 from dynabert.plan import Plan, Source
 from dynabert.recipes import Stage
 from dynabert.rewire import MAX_BATCHES, score
-from dynabert.run import Job, pick_device, prepare
-from dynabert.run_folder import COPIES
+from dynabert.run import Job, disk_bytes, pick_device, prepare
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import plain_text
 from dynabert.workload import step_flops
@@ -145,7 +144,7 @@ def estimate(
     total_s = sum(part.total_s for part in parts)
     return Estimate(
         tuple(parts),
-        disk_bytes=_disk_bytes(job, {part.name: part.total_s for part in parts}),
+        disk_bytes=disk_bytes(Path(out), job.plan, job.elastic),
         free_bytes=shutil.disk_usage(_existing(Path(out))).free,
         device=torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         ends=(datetime.now().astimezone() + timedelta(seconds=total_s)).isoformat(timespec="seconds"),
@@ -338,16 +337,6 @@ def _spread(work: Sequence[float], n_chosen: int) -> list[int]:
 
 def _flops(elastic: ElasticModel, subnet: Subnet, seq: int) -> int:
     return encoder_flops(elastic.shape, elastic.slices(subnet), seq)
-
-
-def _disk_bytes(job: Job, seconds: dict[str, float]) -> int:
-    """Of the run folder at its largest: the model folders, and the checkpoints of the stage that makes most of them."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in job.elastic.model.parameters())
-    saving = job.plan.training.saving
-    interval_s = max(60 * saving.minutes, 1e-9)
-    # One more than are kept: the new one is whole before an old one goes.
-    n_checkpoints = max(min(saving.keep + 1, int(seconds[stage.name] / interval_s)) for stage in job.plan.stages)
-    return weights * (1 + len(job.plan.recipe.stages) + COPIES * n_checkpoints)
 
 
 def _existing(path: Path) -> Path:

@@ -37,8 +37,9 @@ EXIT_CODES = {
 SECOND_SIGNAL_S = 0.5
 """A signal this soon after the first is the same request: `timeout` and job systems send it to process and group."""
 
-LOOK_S, LOG_S = 1.0, 60.0
-"""While waiting for space: seconds between looks at the disk, and between lines in the log."""
+LOOK_S, RETRY_S, LOG_S = 1.0, 5.0, 60.0
+"""While waiting for space: seconds between looks at the disk, at least between attempts, and at most between them. A
+shared disk changes all the time."""
 
 MAX_BAD_STEPS = 5
 """Steps with NaN or infinity in a row that end a stage."""
@@ -192,8 +193,10 @@ def _wait_for_space(folder: Path, error: StorageError) -> None:
     """Return when the disk has more space than now, or after a minute: what fills a quota cannot be seen."""
     before = shutil.disk_usage(folder).free
     log.warning("%s; waiting for space, %s are free", error, megabytes(before))
-    until = time.monotonic() + LOG_S
-    while time.monotonic() < until and shutil.disk_usage(folder).free <= before:
+    begun = time.monotonic()
+    while (passed := time.monotonic() - begun) < LOG_S:
+        if passed >= RETRY_S and shutil.disk_usage(folder).free > before:
+            return
         with interruptible():
             time.sleep(LOOK_S)
 

@@ -82,11 +82,12 @@ class TrainingLinear(ElasticLinear):
         """The features in the low precision. Query, key and value have one input, which is converted once for them."""
         if self.low_weight is None or features.dtype == self.low_weight.dtype:
             return features.detach()
-        low: Tensor | None = getattr(features, _LOWERED, None)
-        if low is None:
-            low = features.detach().to(self.low_weight.dtype)
-            setattr(features, _LOWERED, low)
-        return low
+        version = None if features.is_inference() else features._version  # counts changes in place
+        kept: tuple[int | None, Tensor] | None = getattr(features, _LOWERED, None)
+        if kept is None or kept[0] != version:
+            kept = (version, features.detach().to(self.low_weight.dtype))
+            setattr(features, _LOWERED, kept)
+        return kept[1]
 
     def add_gradient(self, grad: Tensor, inputs: Tensor) -> None:
         """Add the gradient of the active part into the masters' `.grad`.

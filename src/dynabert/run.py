@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from dynabert.batches import Batches, encode
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.data import Roles, Rows
-from dynabert.distill import Hooks, Snapshot, StepReport, teacher_of, train_stage
+from dynabert.distill import Hooks, Snapshot, StepReport, originals, teacher_of, train_stage
 from dynabert.distill import Progress as StageProgress
 from dynabert.distributed import ALONE, Shared, World, joined
 from dynabert.elastic import ElasticModel, count_params, longest_input
@@ -205,6 +205,10 @@ def train(
     """
     out = Path(out)
     with joined(pick_device(device)) as world:
+        if world.size > 1 and plan is not None and plan.training.saving.on_disk_full == "wait":
+            raise SettingError(
+                "several processes do not wait for space: their exchanges would time out; leave on_disk_full at exit"
+            )
         job = prepare(model, source, plan or Plan(), latency=latency, world=world)
         called = {"model": str(model), "source": source.to_json(), "device": world.device}
         with _opened_together(out, job, called, world, force=force_resume):
@@ -219,7 +223,8 @@ def _stage_folders(out: Path, plan: Plan) -> list[Path]:
     return [*(out / "stages" / stage.name for stage in plan.recipe.stages[:-1]), out / "elastic"]
 
 
-def _space_needed(out: Path, plan: Plan, elastic: ElasticModel) -> int:
+def disk_bytes(out: Path, plan: Plan, elastic: ElasticModel) -> int:
+    """Bytes that a run will still write to its folder, at most at one time."""
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in elastic.model.parameters())
     folders = [out / "teacher", *_stage_folders(out, plan)]
     return space_needed(folders, out / CHECKPOINTS, weight_bytes=weight_bytes, keep=plan.training.saving.keep)
@@ -238,8 +243,12 @@ class _Run:
         self.hooks.planned(planned_stages(self.plan.stages, elastic, steps_per_epoch=steps_per_epoch, seed=seed))
         self.teacher(elastic)
         self.rewire(elastic)
-        original = elastic.copy()
-        for folder, stage in zip(_stage_folders(self.out, self.plan), self.plan.recipe.stages, strict=True):
+        for folder, stage, original in zip(
+            _stage_folders(self.out, self.plan),
+            self.plan.recipe.stages,
+            originals(self.plan.recipe.stages, elastic),
+            strict=True,
+        ):
             self.stage(elastic, original, folder, stage)
 
     def measure(self, elastic: ElasticModel, *, latency: LatencySettings | None, progress: Progress | None) -> Sweep:
@@ -280,7 +289,7 @@ class _Run:
         told = self.world.from_first(saved)
         rewire(elastic, Importance(told.tensors["heads"], told.tensors["neurons"], told.value))
 
-    def stage(self, elastic: ElasticModel, original: ElasticModel, folder: Path, stage: Stage) -> None:
+    def stage(self, elastic: ElasticModel, original: ElasticModel | None, folder: Path, stage: Stage) -> None:
         """Train one stage."""
         self._finish(elastic, folder, stage, lambda: teacher_of(stage, elastic, original))
 
@@ -327,7 +336,9 @@ class _Run:
                 world=self.world,
             )
         except Stopped as stop:
-            if self.hooks.saved:
+            if not self.world.is_first:
+                stop.saved = "rank 0 says what was saved"
+            elif self.hooks.saved:
                 stop.saved = f"{self.hooks.saved}; run the same command again to go on"
             raise
 
@@ -500,7 +511,7 @@ def _opened_together(out: Path, job: Job, called: dict[str, Any], world: World, 
         job.plan, task, roles=job.roles, elastic=job.elastic, tokenizer=tokenizer, world_size=world.size
     )
     world.agree("settings, data or model", json.dumps(identity))
-    folder = opened(out, identity, called, needed=partial(_space_needed, out, job.plan, job.elastic), force=force)
+    folder = opened(out, identity, called, needed=partial(disk_bytes, out, job.plan, job.elastic), force=force)
     with ExitStack() as stack:
         world.on_first(lambda: stack.enter_context(folder))
         yield
