@@ -29,6 +29,7 @@ ROWS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run all durability scripts; exit code 0 where every claim holds.")
     parser.add_argument("--sample", action="store_true", help="A few trials of each, for the test suite.")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="T1", help="These rows alone; all by default.")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -36,6 +37,8 @@ def main() -> None:
     rows = []
     for script, sample in ROWS.items():
         check: Check = import_module(script).CHECK
+        if options.rows and check.row not in options.rows:
+            continue
         result = check(sample if options.sample else check.trials, options.seed)
         print(result.line(), *result.failures[:20], sep="\n     ", flush=True)
         rows.append(result.to_json())
