@@ -13,14 +13,14 @@ from harness import SEED, Check, torch
 ROWS = {
     # Those that fork come before those that compute in this process: threads do not survive a fork.
     "t01_kill": 1,
-    "t02_kill_in_save": 2,
+    "t02_kill_in_save": 1,
     "t03_stop": 1,
     "t10_wrong_place": 1,
     "t06_disk_full": 1,
     "t04_order": 3,
     "t07_never_fewer": 4,
-    "t08_same_result": 2,
-    "t05_corrupt": 90,
+    "t08_same_result": 1,
+    "t05_corrupt": 45,
     "t11_non_finite": 6,
 }
 """The scripts, and how many trials a sample of each takes."""
