@@ -219,6 +219,7 @@ class Job:
         try:
             os.close(ready)
             _to_file(log)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this beside itself
             _record_ends(finals_of(out))
             if prepare is not None:
                 prepare()

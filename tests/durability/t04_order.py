@@ -105,12 +105,12 @@ def _after(events: list[Event], checkpoints: Path, name: str) -> list[str]:
 
 
 def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
-    """So many saves of one process, seen from inside, and by strace where there is one."""
+    """So many saves of one process, seen from inside, and at full size by strace where there is one."""
     strace = shutil.which("strace") is not None
-    if strace:
+    if strace and trials >= CHECK.trials:
         probe = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False)
         strace = probe.returncode == 0
-    for way in [recorded, traced] if strace else [recorded]:
+    for way in [recorded, traced] if strace and trials >= CHECK.trials else [recorded]:
         place = folder / way.__name__
         place.mkdir()
         published, found = violations(way(place, trials), place / "checkpoints")

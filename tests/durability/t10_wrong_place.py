@@ -107,7 +107,7 @@ def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
     _interrupted(job, first)
     fields = list(json.loads((first / RUN_FILE).read_text())["fingerprint"])
     refused = 0
-    for field in fields if trials > 3 else ["seed", "world_size", "data"]:
+    for field in fields if trials > 3 else ["world_size"]:
         with trial(folder, fields.index(field)) as out:
             shutil.copytree(first, out)
             _edited(out, lambda saved, field=field: saved.update({field: _changed(saved[field])}))  # type: ignore[misc]
