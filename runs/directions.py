@@ -31,6 +31,7 @@ from dynabert.rewire import rewire, score
 from dynabert.run import Prepared
 from dynabert.statistics import ROW_METRICS, Difference, grid_difference
 from dynabert.subnet import SubnetGrid
+from dynabert.tasks import Task
 
 GRID = SubnetGrid()
 WIDTHS = GRID.at_full_depth()
@@ -99,6 +100,40 @@ def compare(task_metric: str, labels: np.ndarray, results: dict[str, list[Predic
     }
 
 
+def report(
+    options: argparse.Namespace,
+    task: Task,
+    results: dict[str, list[Predictions]],
+    labels: np.ndarray,
+    *,
+    n_train: int,
+    seconds: float,
+) -> None:
+    """Print the differences over the seeds so far, and write JSON."""
+    metric, differences = ROW_METRICS[task.primary_metric], compare(task.primary_metric, labels, results)
+    for name, (mean, low, high) in differences.items():
+        print(f"{name:48} {mean:+6.2f}  [{low:+.2f}, {high:+.2f}]", flush=True)
+    if options.json:
+        means = {
+            name: {subnet: float(np.mean([100 * metric(labels, run[subnet]) for run in runs])) for subnet in runs[0]}
+            for name, runs in results.items()
+        }
+        write_json(
+            options.json,
+            {
+                "command": json.dumps({name: str(value) for name, value in vars(options).items() if name != "json"}),
+                "task": task.name,
+                "metric": task.primary_metric,
+                "n_train": n_train,
+                "n_validation": len(labels),
+                "seeds": len(next(iter(results.values()))),
+                "seconds": round(seconds),
+                "metrics": means,
+                "differences": {name: difference._asdict() for name, difference in differences.items()},
+            },
+        )
+
+
 def main() -> None:
     """Run, print the tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,31 +158,7 @@ def main() -> None:
             metrics = {subnet: 100 * ROW_METRICS[task.primary_metric](labels, p) for subnet, p in predictions.items()}
             line = "  ".join(f"{subnet} {value:.1f}" for subnet, value in metrics.items())
             print(f"seed {seed}  {time.monotonic() - started:6.0f} s  {name}: {line}", flush=True)
-    differences = compare(task.primary_metric, labels, results)
-    for name, (mean, low, high) in differences.items():
-        print(f"{name:48} {mean:+6.2f}  [{low:+.2f}, {high:+.2f}]")
-    if options.json:
-        means = {
-            name: {
-                subnet: float(np.mean([100 * ROW_METRICS[task.primary_metric](labels, run[subnet]) for run in runs]))
-                for subnet in runs[0]
-            }
-            for name, runs in results.items()
-        }
-        write_json(
-            options.json,
-            {
-                "command": json.dumps({name: str(value) for name, value in vars(options).items() if name != "json"}),
-                "task": task.name,
-                "metric": task.primary_metric,
-                "n_train": len(roles.train),
-                "n_validation": len(labels),
-                "seeds": options.seeds,
-                "seconds": round(time.monotonic() - started),
-                "metrics": means,
-                "differences": {name: difference._asdict() for name, difference in differences.items()},
-            },
-        )
+        report(options, task, results, labels, n_train=len(roles.train), seconds=time.monotonic() - started)
 
 
 if __name__ == "__main__":
