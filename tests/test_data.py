@@ -352,7 +352,7 @@ def test_two_text_columns_make_pairs(tmp_path):
         (["a", "b"] * 5, ["a", "c"], r"held\.tsv:3: label 'c' is none of a, b; mend"),
         (["a", "b"] * 5, ["a", 0], r"held\.tsv:3: label '0' is none of a, b; mend"),
         ([1, 2] * 5, [1, 0], r"held\.tsv:3: label '0' is none of 1, 2; mend"),
-        (["a"] * 10, None, r"mine\.tsv: 1 class in column 'class'; at least 2"),
+        (["a"] * 10, None, r"mine\.tsv: every row of column 'class' has the same label"),
         (["a", ""] * 5, None, r"mine\.tsv:3: label '' is empty"),
         (["a", "NaN"] * 5, None, r"mine\.tsv:3: label 'NaN' is empty"),
         ([1.5, "nan"] * 5, None, r"mine\.tsv:3: label 'nan' is empty"),
@@ -398,3 +398,10 @@ def test_trec_classes_are_in_the_order_of_the_file(data_dir):
             for label in range(6)
         }
         assert max(share, key=share.get) == number, (name, share)
+
+
+@pytest.mark.parametrize("columns", [{"text_pair": "text"}, {"label": "text"}])
+def test_a_column_has_one_part(tmp_path, columns):
+    given = {"text": "text", "label": "class", **columns}
+    with pytest.raises(SettingError, match="given twice"):
+        load_files(tmp_path / "a.csv", tmp_path / "b.csv", **given)

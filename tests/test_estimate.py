@@ -58,7 +58,7 @@ def test_a_row_for_each_part_with_the_steps_that_the_run_takes(job: tuple[Path, 
     assert others == ["load and tokenize", "rewiring scores", "sweep", "sweep: latency"]
     assert steps["sweep"] == (4 + 1) * 1 and steps["sweep: latency"] == 4 * (2 * 3 + 1)
     weights = (out / "teacher" / "model.safetensors").stat().st_size
-    assert cost.disk_bytes == pytest.approx(3 * weights, rel=0.1), "teacher, width, result; too short for checkpoints"
+    assert 3 * weights < cost.disk_bytes < (3 + 4 * 3 + 1) * weights, "teacher, width, result, three checkpoints"
 
 
 def test_the_total_is_the_sum_and_the_peak_the_highest(cost: Estimate) -> None:

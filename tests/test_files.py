@@ -571,3 +571,11 @@ def test_retries_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         patch_nth(patch, "replace", 1, errno.EBUSY)
         files.atomic_write_text(tmp_path / "a", "x")
     assert "busy" in caplog.text and "trying again" in caplog.text
+
+
+def test_published_files_can_be_read_by_whom_the_umask_allows(tmp_path):
+    with files.publish_folder(tmp_path / "model") as temporary:
+        (temporary / "weights").write_bytes(b"1")
+        (temporary / "weights").chmod(0o600)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 2 and len(set(modes.values())) == 1

@@ -59,3 +59,15 @@ def test_one_text_and_a_pair_are_not_mixed(model_dir: Path) -> None:
 def test_a_long_text_is_cut_to_what_the_model_takes(model_dir: Path) -> None:
     (found,) = predict_lines(model_dir / "classifier", ["film is warm " * 200])
     assert found.label in ("good", "bad")
+
+
+@pytest.mark.parametrize("line", ["film\0", "film \udcff"])
+def test_what_is_no_text_is_named_by_its_line(model_dir: Path, line: str) -> None:
+    with pytest.raises(DataError, match="line 2 holds a NUL or bytes"):
+        list(predict_lines(model_dir / "classifier", ["film is warm", line]))
+
+
+def test_lines_that_cannot_be_decoded_are_bad_data(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b"film is warm\n\xff\n")
+    with (tmp_path / "lines").open(encoding="utf-8") as lines, pytest.raises(DataError, match="UTF-8"):
+        list(predict_lines(model_dir / "classifier", lines))

@@ -372,14 +372,15 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _lines(texts: list[str]) -> Iterator[str]:
+    if len(texts) > 1 and any(_is_file(text) for text in texts):
+        raise SettingError(f"{next(filter(_is_file, texts))} is a file; give one file alone, or texts")
+    if len(texts) == 1 and Path(texts[0]).suffix in (".txt", ".tsv", ".csv", ".jsonl") and not _is_file(texts[0]):
+        raise SettingError(f"there is no file {texts[0]}; check its path; a text that looks like one goes to stdin")
     if texts == ["-"]:
         yield from sys.stdin
     elif len(texts) == 1 and _is_file(texts[0]):
-        try:
-            with Path(texts[0]).open(encoding="utf-8") as file:
-                yield from file
-        except UnicodeDecodeError as error:
-            raise SettingError(f"{texts[0]} is not UTF-8 text ({error.reason}); convert it first") from error
+        with Path(texts[0]).open(encoding="utf-8") as file:
+            yield from file
     else:
         yield from texts
 

@@ -148,6 +148,8 @@ def load_files(
     :raises DataError: files that cannot be used.
     """
     texts = (text,) if text_pair is None else (text, text_pair)
+    if len({*texts, label}) <= len(texts):
+        raise SettingError(f"columns {', '.join((*texts, label))}: one is given twice; give different ones")
     tables = [read_table(Path(path), (*texts, label)) for path in (train, validation)]
     labels = None if metric == "pearson_spearman" else _class_names(tables[0], label)
     if labels is None:
@@ -251,16 +253,19 @@ def _texts(table: Table, column: str) -> list[str]:
     for row, value in enumerate(table.columns[column]):
         if not isinstance(value, str):
             raise DataError(f"{table.place(row)}: {column} is {_short(value)}, not text; mend or drop this row")
-        if "\0" in value or not (value.isascii() or _is_unicode(value)):
+        if not is_text(value):
             raise DataError(f"{table.place(row)}: {column} holds a NUL or half a character; mend or drop this row")
         texts.append(value)
     return texts
 
 
-def _is_unicode(text: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a string can be tokenized: no NUL, no half of a character as JSON or other encodings can leave."""
+    if "\0" in value:
+        return False
     try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can write
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
 
@@ -307,12 +312,14 @@ def _class_names(table: Table, column: str) -> tuple[str, ...] | None:
     if n_numbers == len(table) and n_decimals:
         return None
     by_number = all(_is_integer(name) for name in names)
+    if len(table) < 2 * MIN_ROWS:
+        raise DataError(f"{table.source}: too few rows ({len(table)}) to train on; give at least {2 * MIN_ROWS}")
     if len(names) < 2:
-        raise DataError(f"{table.source}: {len(names)} class in column {column!r}; at least 2 are needed")
+        raise DataError(f"{table.source}: every row of column {column!r} has the same label; at least 2 are needed")
     if 2 * len(names) > len(table) and len(names) > 10:
         raise DataError(
             f"{table.source}: {len(names)} different labels in {len(table)} rows of column {column!r} are no classes; "
-            "for a regression give the metric pearson_spearman"
+            "for a regression write the scores with a decimal point, as in 3.0"
         )
     return tuple(sorted(names, key=int) if by_number else sorted(names))
 

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -346,6 +347,9 @@ def _force_to_disk(folder: Path) -> None:
         # Not after EIO: the kernel then drops the pages it could not write, and a second fsync would claim success.
         _with_retry(partial(_sync, path), _TRANSIENT - {errno.EIO})
     write_manifest(folder)
+    mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)  # by the umask; safetensors writes for one user alone
+    for path in _files_of(folder).values():
+        os.chmod(path, mode)
     for root, _, _ in os.walk(folder, topdown=False):
         _sync_folder(Path(root))
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
+from dynabert.data import is_text
 from dynabert.elastic import longest_input
 from dynabert.errors import DataError, ModelFileError
 from dynabert.loading import load, load_tokenizer
@@ -31,7 +32,7 @@ def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int =
     :param lines: one text, or two separated by a tab, each; empty lines are left out.
     :param batch_size: texts that are run together.
     :raises ModelFileError: a model without a task head, or one that cannot be loaded.
-    :raises DataError: a line with more than two texts.
+    :raises DataError: a line with more than two texts, or one that is no text.
     """
     import torch
 
@@ -39,8 +40,7 @@ def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int =
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
-    stream = (line.rstrip("\r\n") for line in lines)
-    texts = (line for line in stream if line.strip())
+    texts = _texts(lines)
     while chunk := list(islice(texts, batch_size)):
         pairs = [_parts(line) for line in chunk]
         if len({len(pair) for pair in pairs}) > 1:
@@ -56,6 +56,22 @@ def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int =
         best = logits.softmax(-1).max(-1)
         labels = [names[int(index)] for index in best.indices]
         yield from (Prediction(*row) for row in zip(chunk, labels, best.values.tolist(), strict=True))
+
+
+def _texts(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that are not empty, each checked to be text."""
+    source = iter(lines)
+    for number in count(1):
+        try:
+            line = next(source)
+        except StopIteration:
+            return
+        except UnicodeDecodeError as error:
+            raise DataError(f"line {number} or one after it is not UTF-8 ({error.reason}); convert it first") from error
+        if not is_text(line):
+            raise DataError(f"line {number} holds a NUL or bytes that are not UTF-8; mend or drop it")
+        if line.strip():
+            yield line.rstrip("\r\n")
 
 
 def _parts(line: str) -> list[str]:

@@ -100,7 +100,7 @@ class Bars(Hooks):
     def started(self, stage: Stage, n_steps: int, step: int) -> None:
         """A bar for the stage, from the step that it goes on at; before the first, what will load the results."""
         if not self._bars:
-            self.progress.console.print(LOADERS)
+            self.progress.console.print(LOADERS.replace("\n", " "), soft_wrap=True)
         self.eta.started(stage.name, n_steps, step)
         self._bars[stage.name] = self._add(stage.name, total=n_steps, completed=step)
 
@@ -132,6 +132,7 @@ class Bars(Hooks):
         self.progress.update(self._bars[what], completed=done)
 
     def _add(self, name: str, *, total: int, completed: int = 0) -> TaskID:
+        self.progress.start()
         return self.progress.add_task(name, total=total, completed=completed, eta="", note="")
 
 
@@ -146,8 +147,14 @@ def progress_bars(*, shown: bool = True) -> Iterator[Bars]:
         TextColumn("{task.fields[eta]}"),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True, quiet=not shown), disable=not shown) as progress:
-        yield Bars(progress)
+    console = Console(stderr=True, quiet=not shown)
+    # On what is no terminal the lines of `Bars.evaluated` say it all.
+    progress = Progress(*columns, console=console, disable=not (shown and console.is_terminal))
+    try:
+        yield Bars(progress)  # which starts it with its first bar: before that a mistake is one line and nothing else
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def _clock_time(seconds: float | None) -> str:

@@ -165,6 +165,8 @@ def prepare(
     encoder = _load_for(task, model, plan)
     elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
     tokenizer = load_tokenizer(model)
+    # Saved with the results, so that whoever predicts with them cuts long texts where training did.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, plan.batching.max_length)
     _check_lengths(elastic, plan, latency)
     return Job(plan, elastic, roles, Prepared.of(task, roles, tokenizer, plan, world=world))
 
@@ -215,7 +217,16 @@ def train(
             hooks = RunHooks(out, hooks or Hooks(), job.plan.training.saving, writes=world.is_first)
             run = _Run(out, job.plan, job.prepared, hooks, world)
             run.train(job.elastic)
-            return run.measure(job.elastic, latency=latency, progress=progress)
+            done = None if force_resume else _measured(out, latency, world)
+            return done or run.measure(job.elastic, latency=latency, progress=progress)
+
+
+def _measured(out: Path, latency: LatencySettings | None, world: World) -> Sweep | None:
+    """The sweep that a finished run has already, if it says all that is asked for."""
+    if world.size > 1 or not (out / SWEEP_FILE).exists():
+        return None
+    sweep = Sweep.from_json(out / SWEEP_FILE)
+    return sweep if latency in (None, sweep.context.latency) else None
 
 
 def _stage_folders(out: Path, plan: Plan) -> list[Path]:
@@ -455,10 +466,18 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
     :raises SettingError: a folder that holds something else than a model.
     """
     elastic, folder = load_result(out), Path(folder)
+    if folder.is_file():
+        raise SettingError(f"{folder} is a file; give the name of a folder")
     if folder.resolve().is_relative_to(Path(out).resolve()):
         raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise SettingError(f"{folder} is not empty and holds no model; give another --out")
+    if elastic.slices(subnet) not in [elastic.slices(trained) for trained in elastic.grid]:
+        log.warning(
+            "%s was not trained, so expect less of it than of its neighbours; trained were: %s",
+            subnet.name,
+            ", ".join(trained.name for trained in elastic.grid),
+        )
     small = elastic.extract(subnet, pad_heads=pad_heads)
     save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
     stock = small.config.model_type == elastic.family.model_type
