@@ -122,7 +122,7 @@ def compare(name: str, stage: Stage, weight: float, batches: tuple[list[Batch], 
     short, padded = ([batch.to(chosen.device) for batch in side] for side in batches)
     plain = PlainStep(minilm(chosen.device), stage, weight)
     ours = our_steps(minilm(chosen.device), stage, short)
-    repeats = 1 if chosen.quick else 3
+    repeats = 1 if chosen.quick else chosen.repeats
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     ours()  # step 0 and its report of losses
     for index, _ in enumerate(short):
@@ -175,7 +175,11 @@ def matmul_share(chosen: Any) -> dict[str, float]:  # noqa: ANN401
 
 def main() -> None:
     """Measure, print, write."""
-    chosen = options(__doc__, batches={"type": int, "default": 8, "help": "batches spread over the lengths"})
+    chosen = options(
+        __doc__,
+        batches={"type": int, "default": 8, "help": "batches of the mean length"},
+        repeats={"type": int, "default": 3, "help": "timed steps of each batch, in turns"},
+    )
     encoded, pad_id = sst2_rows(limit=4000)
     real = spread_over_lengths(encoded, pad_id, 2 if chosen.quick else chosen.batches)
     full = full_rows(1 if chosen.quick else 2)
