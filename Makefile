@@ -31,15 +31,16 @@ slow: install ## the tests that take longer
 durability: install ## the scripts of docs/reliability.md at full size: half an hour or more
 	$(BIN)/python tests/durability/all.py --json docs/results/durability.json
 
-gpu: install ## the tests and benchmarks that need a CUDA device, where there is one
+gpu: install ## tests, benchmarks and full-data runs on a CUDA device, where there is one; needs DYNABERT_DATA
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(BIN)/pytest -q -m gpu && $(MAKE) bench; \
+		$(BIN)/pytest -q -m gpu && $(MAKE) bench && runs/minilm-sst2.sh && \
+		runs/minilm.sh minilm-mnli mnli && runs/minilm.sh minilm-qnli qnli; \
 	else \
 		echo 'no GPU: torch.cuda.is_available() is false, so nothing was run'; \
 	fi
 
 bench: install ## every script of benchmarks/
-	@for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean: ## remove the environment and all caches; run folders stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

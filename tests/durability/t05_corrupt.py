@@ -87,16 +87,17 @@ def truncated(path: Path, rng: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def missing_or_extra(path: Path, rng: random.Random) -> Iterator[None]:
-    extra = path.with_name(f"extra{rng.randrange(1000)}")
-    if rng.random() < 0.5:
-        extra.write_bytes(b"x")
+def extra(path: Path) -> Iterator[None]:
+    path.write_bytes(b"x")
+    yield
+    path.unlink()
+
+
+@contextmanager
+def missing(path: Path) -> Iterator[None]:
+    with restored(path):
+        path.unlink()
         yield
-        extra.unlink()
-    else:
-        with restored(path):
-            path.unlink()
-            yield
 
 
 @contextmanager
@@ -117,22 +118,26 @@ def wholly_swapped(newer: Path, older: Path) -> Iterator[None]:
     aside.rename(newer)
 
 
-def damage(kind: str, newer: Path, older: Path, rng: random.Random) -> tuple[object, str]:
-    """A way to damage the newer checkpoint, and the file that the message has to name."""
+FILES = (TENSORS, STATE, MANIFEST)
+REASONS = (" is ", " has ")
+
+
+def damage(kind: str, newer: Path, older: Path, rng: random.Random) -> tuple[object, tuple[str, ...]]:
+    """A way to damage the newer checkpoint, and the names of which the message has to hold one.
+
+    A damaged manifest is none, or fits another file no longer, or names one that never was: then a reason is enough.
+    """
     if kind == "swapped file":
         name = rng.choice((TENSORS, STATE, MANIFEST, "all"))
         if name == "all":
-            return wholly_swapped(newer, older), newer.name
-        # A manifest of the other step no longer fits: the first file that differs is named.
-        return swapped(newer / name, older / name), "" if name == MANIFEST else name
-    name = rng.choices((TENSORS, STATE, MANIFEST), (2, 1, 1))[0]
-    makers = {
-        "bit flip": flipped,
-        "truncation": truncated,
-        "zeroed page": zeroed,
-        "missing or extra file": missing_or_extra,
-    }
-    return makers[kind](newer / name, rng), "" if kind in ("missing or extra file",) or name == MANIFEST else name
+            return wholly_swapped(newer, older), (newer.name,)
+        return swapped(newer / name, older / name), REASONS if name == MANIFEST else (name,)
+    name = rng.choices(FILES, (2, 1, 1))[0]
+    if kind == "missing or extra file":
+        more = f"extra{rng.randrange(1000)}"
+        return (extra(newer / more), (more,)) if rng.random() < 0.5 else (missing(newer / name), (name,))
+    makers = {"bit flip": flipped, "truncation": truncated, "zeroed page": zeroed}
+    return makers[kind](newer / name, rng), REASONS if name == MANIFEST else (name,)
 
 
 def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
@@ -152,18 +157,19 @@ def run(result: Result, trials: int, rng: random.Random, folder: Path) -> None:
         n = max(1, share * trials // total)
         for _ in range(n):
             handler.lines.clear()
-            changed, name = damage(kind, newer, older, rng)
+            changed, names = damage(kind, newer, older, rng)
             try:
                 with changed:  # type: ignore[attr-defined]
                     found = newest_checkpoint(checkpoints, "sandwich")
                     got = found.progress.step if found else None
                     del found
             except Exception as error:
-                result.check(False, f"{kind} of {name}: {type(error).__name__}: {error}")
+                result.check(False, f"{kind} of {names}: {type(error).__name__}: {error}")
                 continue
             lines = handler.lines
-            good = len(lines) == 1 and "\n" not in lines[0] and name in lines[0] and f"using {older.name}" in lines[0]
-            if result.check(got == step and good, f"{kind} of {name}: step {got}, said {lines}"):
+            one_line = len(lines) == 1 and "\n" not in lines[0] and f"using {older.name}" in lines[0]
+            good = one_line and any(name in lines[0] for name in names)
+            if result.check(got == step and good, f"{kind} of {names}: step {got}, said {lines}"):
                 seen[kind] += 1
         result.figures[kind.replace(" ", "_")] = f"{seen[kind]} of {n}"
     logger.removeHandler(handler)
