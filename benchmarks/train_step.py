@@ -178,31 +178,26 @@ def main() -> None:
     chosen = options(
         __doc__,
         batches={"type": int, "default": 8, "help": "batches of the mean length"},
+        part={"choices": ("all", "steps", "share"), "default": "all", "help": "what to measure"},
         repeats={"type": int, "default": 3, "help": "timed steps of each batch, in turns"},
     )
-    encoded, pad_id = sst2_rows(limit=4000)
-    real = spread_over_lengths(encoded, pad_id, 2 if chosen.quick else chosen.batches)
-    full = full_rows(1 if chosen.quick else 2)
-    rows = [
-        compare("width stage, SST-2", WIDTH, 0.1, real, chosen),
-        compare("depth stage, SST-2", DEPTH, 1.0, real, chosen),
-        compare("depth stage, 128 tokens in every row", DEPTH, 1.0, (full, full), chosen),
-    ]
-    table(rows)
-    share = matmul_share(chosen)
-    table([share])
-    width, depth, fixed = rows
-    finish(
-        {
-            **machine(chosen.device),
-            "quick": chosen.quick,
-            "width_stage": width,
-            "depth_stage": depth,
-            "fixed_length": fixed,
-            **share,
-        },
-        chosen.json,
-    )
+    result: dict[str, Any] = {**machine(chosen.device), "quick": chosen.quick}
+    if chosen.part in ("all", "steps"):
+        encoded, pad_id = sst2_rows(limit=4000)
+        real = spread_over_lengths(encoded, pad_id, 2 if chosen.quick else chosen.batches)
+        full = full_rows(1 if chosen.quick else 2)
+        for key, name, stage, weight, batches in (
+            ("width_stage", "width stage, SST-2", WIDTH, 0.1, real),
+            ("depth_stage", "depth stage, SST-2", DEPTH, 1.0, real),
+            ("fixed_length", "depth stage, 128 tokens in every row", DEPTH, 1.0, (full, full)),
+        ):
+            result[key] = compare(name, stage, weight, batches, chosen)
+            table([result[key]])
+            finish(result, chosen.json)
+    if chosen.part in ("all", "share"):
+        share = matmul_share(chosen)
+        table([share])
+        finish(result | share, chosen.json)
 
 
 if __name__ == "__main__":
