@@ -75,6 +75,19 @@ def test_a_signal_stops_at_once_and_handlers_are_put_back(number: signal.Signals
     assert signal.getsignal(number) is before
 
 
+def test_a_stop_inside_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            send()
+            time.sleep(0.01)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Stopped), stop_signals():
+        Dying()
+        time.sleep(5)
+    assert sys.unraisablehook is hook and capsys.readouterr() == ("", "")
+
+
 def test_what_is_held_is_finished_first() -> None:
     done = []
     with pytest.raises(Stopped), stop_signals():

@@ -9,11 +9,13 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -36,6 +38,9 @@ EXIT_CODES = {
 
 SECOND_SIGNAL_S = 0.5
 """A signal this soon after the first is the same request: `timeout` and job systems send it to process and group."""
+
+AGAIN_S = 0.05
+"""How long after a stop that was lost in a destructor it is asked for again."""
 
 LOOK_S, RETRY_S, LOG_S = 1.0, 5.0, 60.0
 """While waiting for space: seconds between looks at the disk, at least between attempts, and at most between them. A
@@ -104,9 +109,12 @@ def stop_signals() -> Iterator[None]:
     for number, handler in former.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_on_unraisable, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         _request.signum = None
@@ -120,6 +128,17 @@ def _on_signal(signum: int, _: "FrameType | None") -> None:
     _request.signum, _request.at = signum, time.monotonic()
     if not _request.held:
         raise Stopped(signum)
+
+
+def _on_unraisable(otherwise: "Callable[[sys.UnraisableHookArgs], object]", what: "sys.UnraisableHookArgs") -> None:
+    """A stop that came inside a destructor, where Python drops exceptions, is asked for again a moment later."""
+    if not isinstance(what.exc_value, Stopped):
+        otherwise(what)
+        return
+    _request.signum = None
+    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), what.exc_value.signum))
+    again.daemon = True
+    again.start()
 
 
 @contextmanager
