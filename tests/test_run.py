@@ -22,6 +22,7 @@ from dynabert.recipes import RECIPES
 from dynabert.run import extract_run, load_result, load_sweep, measure_run, train
 from dynabert.run_folder import read_metrics
 from dynabert.subnet import Subnet, SubnetGrid
+from dynabert.sweep import LatencySettings
 
 
 class Interrupt(Hooks):
@@ -298,3 +299,20 @@ def test_padded_heads_load_with_stock_transformers(finished: Path, tmp_path: Pat
     cut = extract_run(finished, Subnet(0.5, 0.5), tmp_path / "small", pad_heads=True)
     assert cut.loads_with == "transformers"
     assert json.loads((tmp_path / "small" / "config.json").read_text())["model_type"] == "bert"
+
+
+def test_a_finished_run_keeps_its_sweep_and_says_what_was_not_trained(
+    job: tuple[Path, Source], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = LatencySettings(batch=1, seq=8, repeats=1)
+    first = train(job[0], job[1], tmp_path / "run", plan=small_plan(), latency=settings)
+    before = sha256_of(tmp_path / "run" / "sweep.json")
+    again = train(job[0], job[1], tmp_path / "run", plan=small_plan(), latency=None)
+    assert again == first and sha256_of(tmp_path / "run" / "sweep.json") == before
+    extract_run(tmp_path / "run", Subnet(0.5, 0.5), tmp_path / "trained")
+    assert "not trained" not in caplog.text
+    extract_run(tmp_path / "run", Subnet(0.25, 0.5), tmp_path / "other")
+    assert "w0.25-d0.5 was not trained" in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="is a file"):
+        extract_run(tmp_path / "run", Subnet(0.5, 0.5), tmp_path / "file")

@@ -523,9 +523,8 @@ def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:
             raise Stopped(asked_signal() or SIGTERM)
 
 
-def originals(stages: Sequence[Stage], elastic: ElasticModel) -> Iterator[ElasticModel | None]:
-    """For each stage a copy of the network as it is at first; None, which frees it, once no stage learns from it."""
-    original: ElasticModel | None = elastic.copy()
+def originals(stages: Sequence[Stage], original: ElasticModel | None) -> Iterator[ElasticModel | None]:
+    """The original teacher for each stage in turn; None, which frees it, once no stage is left that learns from it."""
     for place in range(len(stages)):
         if all(stage.teacher != "original" for stage in stages[place:]):
             original = None
@@ -562,10 +561,10 @@ def distill(
     :param world: the ranks that train together.
     """
     plan = recipe_of(recipe) if isinstance(recipe, str) else recipe
-    original, seed = teacher or elastic.copy(), (training or Training()).seed
+    seed = (training or Training()).seed
     if hooks is not None:
         hooks.planned(planned_stages(plan.stages, elastic, steps_per_epoch=len(batches), seed=seed))
-    for stage in plan.stages:
+    for stage, original in zip(plan.stages, originals(plan.stages, teacher or elastic.copy()), strict=True):
         train_stage(
             elastic,
             stage,

@@ -257,7 +257,7 @@ class _Run:
         for folder, stage, original in zip(
             _stage_folders(self.out, self.plan),
             self.plan.recipe.stages,
-            originals(self.plan.recipe.stages, elastic),
+            originals(self.plan.recipe.stages, elastic.copy()),
             strict=True,
         ):
             self.stage(elastic, original, folder, stage)
@@ -266,15 +266,7 @@ class _Run:
         """Measure the result beside its teacher, and write ``sweep.json``."""
         teacher = elastic.copy()
         self._take_weights(teacher, self.out / "teacher")
-        sweep = measure(
-            elastic,
-            self.prepared.validation,
-            task=self.prepared.task,
-            reference=predict(teacher.at(Subnet()), self.prepared.validation, world=self.world),
-            latency=latency,
-            progress=progress,
-            world=self.world,
-        )
+        sweep = _beside(teacher, elastic, self.prepared, latency=latency, progress=progress, world=self.world)
         if self.world.is_first:
             sweep.to_json(self.out / SWEEP_FILE)
         return sweep
@@ -377,19 +369,35 @@ def measure_run(
         check_length(elastic.model, latency)
     prepared = _rows_again(out)
     elastic.to(device)
-    teacher = load(out / "teacher").to(device)  # type: ignore[arg-type]
-    sweep = measure(
+    teacher = elastic.copy()
+    teacher.model.load_state_dict(load(out / "teacher").state_dict())
+    sweep = _beside(teacher, elastic, prepared, subnets=subnets, latency=latency, progress=progress)
+    if subnets is None:
+        sweep.to_json(out / SWEEP_FILE)
+    return sweep
+
+
+def _beside(
+    teacher: ElasticModel,
+    elastic: ElasticModel,
+    prepared: Prepared,
+    *,
+    subnets: tuple[Subnet, ...] | None = None,
+    latency: LatencySettings | None,
+    progress: Progress | None,
+    world: World = ALONE,
+) -> Sweep:
+    """The result of a run on its validation rows, compared with its teacher."""
+    return measure(
         elastic,
         prepared.validation,
         task=prepared.task,
         subnets=subnets,
-        reference=predict(teacher, prepared.validation),
+        reference=predict(teacher.at(Subnet()), prepared.validation, world=world),
         latency=latency,
         progress=progress,
+        world=world,
     )
-    if subnets is None:
-        sweep.to_json(out / SWEEP_FILE)
-    return sweep
 
 
 def _rows_again(out: Path) -> Prepared:

@@ -7,6 +7,7 @@ command line. Nothing here may compute with torch before the forks: its threads 
 import argparse
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -122,6 +123,17 @@ def main(check: Check) -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result.to_json(), indent=2) + "\n")
     sys.exit(0 if result.passed else 1)
+
+
+class Lines(logging.Handler):
+    """The warnings of the library."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 @dataclass
@@ -358,3 +370,22 @@ def baseline(make: type[Job]) -> tuple[dict[str, str], float]:
 def kill_now() -> None:
     """End this process as a power cut would."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_after(n_saves: int) -> Callable[[], None]:
+    """Prepares a run to die right after so many checkpoints of its sandwich stage."""
+
+    def prepare() -> None:
+        left, real = n_saves, run.save_checkpoint
+
+        def save(*arguments: Any, **settings: Any) -> Any:
+            nonlocal left
+            answer = real(*arguments, **settings)
+            left -= arguments[1] == "sandwich"
+            if not left:
+                kill_now()
+            return answer
+
+        run.save_checkpoint = save  # type: ignore[assignment]
+
+    return prepare

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness import Job
+from harness import Job, killed_after
 
 from dynabert.checkpoint import CHECKPOINTS, save_checkpoint
 from dynabert.distill import Hooks, Snapshot
@@ -24,25 +24,7 @@ class Keep(Hooks):
 def two_checkpoints(job: Job, folder: Path) -> Path:
     """A folder with two checkpoints of the sandwich stage, as a run leaves them when it is killed."""
     out = folder / "interrupted"
-
-    def stop_late() -> None:
-        from harness import kill_now
-
-        from dynabert import run
-
-        left, real = 4, run.save_checkpoint
-
-        def save(*arguments: Any, **settings: Any) -> Any:
-            nonlocal left
-            answer = real(*arguments, **settings)
-            left -= arguments[1] == "sandwich"
-            if not left:
-                kill_now()
-            return answer
-
-        run.save_checkpoint = save  # type: ignore[assignment]
-
-    job.finish(out, prepare=stop_late)
+    job.finish(out, prepare=killed_after(4))
     shutil.copytree(out / CHECKPOINTS, folder / "checkpoints")
     return folder / "checkpoints"
 

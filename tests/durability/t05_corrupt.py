@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import Check, Job, Result, main
+from harness import Check, Job, Lines, Result, main
 from snapshots import two_checkpoints
 
 from dynabert.checkpoint import STATE, TENSORS, newest_checkpoint
@@ -15,17 +15,6 @@ from dynabert.files import MANIFEST
 
 KINDS = {"bit flip": 1000, "truncation": 500, "zeroed page": 200, "missing or extra file": 50, "swapped file": 50}
 PAGE = 4096
-
-
-class Lines(logging.Handler):
-    """The warnings of the library."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 @contextmanager

@@ -9,30 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import Check, Job, Result, kill_now, main, trial
+from harness import Check, Job, Result, killed_after, main, trial
 from small_job import write_encoder
 
-from dynabert import run as run_module
 from dynabert.run_folder import FIXED, METRICS_FILE, RUN_FILE
 
 
 def _interrupted(job: Job, out: Path) -> None:
     """A run that was killed at its second checkpoint of the sandwich stage."""
-
-    def prepare() -> None:
-        left, real = 2, run_module.save_checkpoint
-
-        def save(*arguments: Any, **settings: Any) -> Any:
-            nonlocal left
-            answer = real(*arguments, **settings)
-            left -= arguments[1] == "sandwich"
-            if not left:
-                kill_now()
-            return answer
-
-        run_module.save_checkpoint = save  # type: ignore[assignment]
-
-    code, lines = job.finish(out, prepare=prepare)
+    code, lines = job.finish(out, prepare=killed_after(2))
     assert code == -signal.SIGKILL, lines[-3:]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Check, Result, distill, main
+from harness import Check, Lines, Result, distill, main
 from helpers import TinyBatches, tiny_model
 
 from dynabert.checkpoint import newest_checkpoint, save_checkpoint
@@ -99,15 +99,6 @@ class Watch(Hooks):
 
     def checkpoint(self, stage: Any, snapshot: Any) -> None:
         save_checkpoint(self.folder, stage.name, snapshot())
-
-
-class Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def network(seed: int) -> ElasticModel:
