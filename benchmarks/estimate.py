@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from common import MINILM, data_folder, finish, machine, options, table
 
-from dynabert.distill import Hooks, StepReport
 from dynabert.estimate import estimate
+from dynabert.hooks import Hooks, StepReport
 from dynabert.memory import peak_memory
 from dynabert.plan import Plan, Source
 from dynabert.recipes import RECIPES, TEACHER, Stage

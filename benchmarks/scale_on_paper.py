@@ -1,6 +1,6 @@
 """How step time would grow from 1 to 256 GPUs, computed: nothing here is measured but where it says so.
 
-    python benchmarks/scale_on_paper.py [--tflops 150] [--measured docs/results/scale.json]
+    python benchmarks/scale_on_paper.py [--tflops 150] [--measured docs/results/scale.json] [--json FILE]
 
 The model: a step of n GPUs takes the time of its largest share of the rows, and then one ring all-reduce of all
 gradients, with nothing overlapped, as the training loop does it:
@@ -17,6 +17,9 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from common import finish, options
 
 from dynabert.recipes import RECIPES, Stage
 from dynabert.subnet import EncoderShape, SubnetGrid, encoder_flops
@@ -82,39 +85,53 @@ def exchange_ms(n: int, between: Link, n_bytes: float) -> float:
     return 1e3 * 2 * (n - 1) / n * n_bytes / (slowest.gigabytes_per_s * 1e9) + latency_us / 1e3
 
 
-def compute_ms(stage: Stage, rows: float, options: argparse.Namespace) -> float:
+def compute_ms(stage: Stage, rows: float, assumed: argparse.Namespace) -> float:
     """All passes of one GPU in a step."""
     flops, passes = operations(stage)
-    return max(1e3 * flops * rows / (options.tflops * 1e12), passes * options.shortest_ms)
+    return max(1e3 * flops * rows / (assumed.tflops * 1e12), passes * assumed.shortest_ms)
 
 
-def print_table(name: str, options: argparse.Namespace, *, fixed: str) -> None:
-    """Step time and efficiency by number of GPUs, for one way to choose the rows of a step."""
+def growth(name: str, assumed: argparse.Namespace, *, fixed: str) -> list[dict[str, Any]]:
+    """Step time, speed and efficiency by number of GPUs, for one way to choose the rows of a step."""
     stage, n_bytes = STAGES[name], 4.0 * N_PARAMS
-    sizes = [n for n in SIZES if fixed == "gpu" or n <= options.global_rows]
-    rows_of = {n: options.rows if fixed == "gpu" else options.global_rows / n for n in sizes}
-    what = f"{options.rows} rows on each GPU" if fixed == "gpu" else f"{options.global_rows} rows a step over all"
-    print(f"\n{name} stage, {what}\n")
-    print(
-        "| GPUs | rows of a step | compute ms | " + " | ".join(f"exchange ms, {link.name}" for link in BETWEEN), end=""
-    )
-    print(" | " + " | ".join(f"rows/s, {link.name}" for link in BETWEEN) + " |")
-    print("|---" * (3 + 2 * len(BETWEEN)) + "|")
-    last = dict.fromkeys(BETWEEN, 1)
-    alone = options.rows if fixed == "gpu" else options.global_rows
-    speed_alone = alone / compute_ms(stage, alone, options)
-    for n in sizes:
-        compute = compute_ms(stage, rows_of[n], options)
-        exchanges = [exchange_ms(n, link, n_bytes) for link in BETWEEN]
-        speeds = [n * rows_of[n] / (compute + exchange) for exchange in exchanges]
-        for link, speed in zip(BETWEEN, speeds, strict=True):
-            if speed / speed_alone / n >= PAYS_ABOVE:
-                last[link] = n
-        told = [f"{n}", f"{n * rows_of[n]:.0f}", f"{compute:.1f}", *(f"{exchange:.1f}" for exchange in exchanges)]
-        shares = [f"{1e3 * speed:,.0f} ({speed / speed_alone / n:.0%})" for speed in speeds]
-        print("| " + " | ".join(told + shares) + " |")
-    pays = ", ".join(f"{link.name} {n}" for link, n in last.items())
-    print(f"\nAt least {PAYS_ABOVE:.0%} of n times the speed of one GPU, up to: {pays}.")
+    alone = assumed.rows if fixed == "gpu" else assumed.global_rows
+    speed_alone = alone / compute_ms(stage, alone, assumed)
+    rows = []
+    for n in [1] if assumed.quick else SIZES:
+        if fixed == "global" and n > assumed.global_rows:
+            continue
+        own = assumed.rows if fixed == "gpu" else assumed.global_rows / n
+        compute = compute_ms(stage, own, assumed)
+        links = {}
+        for link in BETWEEN:
+            exchange = exchange_ms(n, link, n_bytes)
+            speed = n * own / (compute + exchange)
+            links[link.name] = {
+                "exchange_ms": exchange,
+                "rows_per_s": 1e3 * speed,
+                "efficiency": speed / speed_alone / n,
+            }
+        rows.append({"stage": name, "fixed": fixed, "gpus": n, "rows": n * own, "compute_ms": compute, "links": links})
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], assumed: argparse.Namespace) -> None:
+    """What `growth` gives, as a table."""
+    per_gpu = rows[0]["fixed"] == "gpu"
+    what = f"{assumed.rows} rows on each GPU" if per_gpu else f"{assumed.global_rows} rows a step over all"
+    names = [link.name for link in BETWEEN]
+    columns = ["GPUs", "rows of a step", "compute ms", *(f"exchange ms, {name}" for name in names)]
+    columns += [f"rows/s, {name}" for name in names]
+    print(f"\n{rows[0]['stage']} stage, {what}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for row in rows:
+        links = row["links"].values()
+        told = [f"{row['gpus']}", f"{row['rows']:.0f}", f"{row['compute_ms']:.1f}"]
+        told += [f"{link['exchange_ms']:.1f}" for link in links]
+        told += [f"{link['rows_per_s']:,.0f} ({link['efficiency']:.0%})" for link in links]
+        print(f"| {' | '.join(told)} |")
+    pays = {name: max(row["gpus"] for row in rows if row["links"][name]["efficiency"] >= PAYS_ABOVE) for name in names}
+    told = [f"{name} {n}" for name, n in pays.items()]
+    print(f"\nAt least {PAYS_ABOVE:.0%} of n times the speed of one GPU, up to: {', '.join(told)}.")
 
 
 def print_measured(path: Path) -> None:
@@ -142,29 +159,30 @@ def print_measured(path: Path) -> None:
 
 def main() -> None:
     """Print the assumptions and all tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tflops", type=float, default=150.0, help="assumed rate of one GPU, 10^12 operations a second"
+    assumed = options(
+        __doc__,
+        tflops={"type": float, "default": 150.0, "help": "assumed rate of one GPU, 10^12 operations a second"},
+        shortest_ms={"type": float, "default": 6.0, "help": "assumed shortest time of one pass of a Subnet"},
+        rows={"type": int, "default": 32, "help": "rows on each GPU, where those are fixed"},
+        global_rows={"type": int, "default": 256, "help": "rows of a step, where those are fixed"},
+        measured={"type": Path, "default": Path("docs/results/scale.json"), "help": "what scale.py wrote"},
     )
-    parser.add_argument("--shortest-ms", type=float, default=6.0, help="assumed shortest time of one pass of a Subnet")
-    parser.add_argument("--rows", type=int, default=32, help="rows on each GPU, where those are fixed")
-    parser.add_argument("--global-rows", type=int, default=256, help="rows of a step, where those are fixed")
-    parser.add_argument("--measured", type=Path, default=Path("docs/results/scale.json"), help="what scale.py wrote")
-    options = parser.parse_args()
     print(f"BERT-base, {N_PARAMS:,} parameters, {4 * N_PARAMS / 1e6:.0f} MB of fp32 gradients, rows of {SEQ} tokens.")
     print(
-        f"Assumed: {options.tflops:.0f} TFLOP/s a GPU, {options.shortest_ms} ms a pass or more, {PER_NODE} GPUs a node."
+        f"Assumed: {assumed.tflops:.0f} TFLOP/s a GPU, {assumed.shortest_ms} ms a pass or more, {PER_NODE} GPUs a node."
     )
     for link in (NVLINK, *BETWEEN):
         print(f"Assumed: {link.name}: {link.gigabytes_per_s} GB/s, {link.latency_us} us a hop.")
     for name, stage in STAGES.items():
         flops, passes = operations(stage)
         print(f"Exact: a row of the {name} stage takes {flops / 1e9:.0f} GFLOP in {passes} passes.")
-    for name in STAGES:
-        print_table(name, options, fixed="gpu")
-        print_table(name, options, fixed="global")
-    if options.measured.exists():
-        print_measured(options.measured)
+    tables = [growth(name, assumed, fixed=fixed) for name in STAGES for fixed in ("gpu", "global")]
+    for rows in tables:
+        print_table(rows, assumed)
+    if assumed.measured.exists():
+        print_measured(assumed.measured)
+    given = {"tflops": assumed.tflops, "shortest_ms": assumed.shortest_ms, "gpus_per_node": PER_NODE}
+    finish({"assumed": given, "rows": [row for rows in tables for row in rows]}, assumed.json)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ import numpy as np
 from dynabert.distill import Training, train_stage
 from dynabert.elastic import ElasticModel
 from dynabert.files import atomic_write_bytes, write_json
+from dynabert.job import Prepared
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import labels_of, predict, selection_score
 from dynabert.plan import Plan, Source
 from dynabert.precision import TrainingViews
 from dynabert.recipes import RECIPES, TEACHER
 from dynabert.rewire import rewire, score
-from dynabert.run import Prepared
 from dynabert.statistics import ROW_METRICS, grid_difference
 from dynabert.subnet import SubnetGrid
 

@@ -16,9 +16,10 @@ from helpers import VOCAB, tiny_model
 from safetensors.torch import load_file, save_file
 
 from dynabert.batches import Batches, Encoded
-from dynabert.distill import Hooks, Training, train_stage
+from dynabert.distill import Training, train_stage
 from dynabert.distributed import ALONE, World, joined
 from dynabert.elastic import ElasticModel
+from dynabert.hooks import Hooks
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
 from dynabert.measure import predict, selection_score
 from dynabert.recipes import FINETUNE, RECIPES, Stage

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dynabert.checkpoint import delete_checkpoints, newest_checkpoint, save_checkpoint
-from dynabert.distill import Progress, Snapshot
 from dynabert.errors import NonFiniteError
+from dynabert.hooks import Progress, Snapshot
 
 
 def snapshot(step: int) -> Snapshot:

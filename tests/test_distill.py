@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers import TinyBatches, tiny_model
 
-from dynabert.distill import HookList, Hooks, Progress, Snapshot, StageRun, Training, distill, train_stage
+from dynabert.distill import StageRun, Training, distill, train_stage
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, NonFiniteError, SettingError, Stopped
 from dynabert.failures import MAX_BAD_STEPS, Saving, stop_signals
+from dynabert.hooks import HookList, Hooks, Progress, Snapshot
 from dynabert.losses import PUBLISHED, LossWeights
 from dynabert.recipes import FINETUNE, RECIPES, Schedule, Stage
 from dynabert.subnet import Subnet, SubnetGrid

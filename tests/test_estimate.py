@@ -8,12 +8,13 @@ import pytest
 from small_job import small_plan, write_job
 
 from dynabert import estimate as module
-from dynabert.distill import Hooks, StepReport
 from dynabert.errors import SettingError
 from dynabert.estimate import Estimate, Part, estimate
+from dynabert.hooks import Hooks, StepReport
+from dynabert.job import prepare
 from dynabert.plan import Batching, Source
 from dynabert.recipes import RECIPES, Stage
-from dynabert.run import disk_bytes, prepare, train
+from dynabert.run import disk_bytes, train
 from dynabert.sweep import LatencySettings
 
 LATENCY = LatencySettings(seq=8, repeats=3)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from dynabert.distill import StepReport
+from dynabert.hooks import StepReport
 from dynabert.progress import FIRST_STEPS, Bars, Eta
 from dynabert.recipes import RECIPES, TEACHER
 from dynabert.workload import PlannedStage

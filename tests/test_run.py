@@ -11,11 +11,12 @@ from small_job import small_plan, write_job
 
 from dynabert import run as run_module
 from dynabert.batches import Batch
-from dynabert.distill import Hooks, StageRun, StepReport
+from dynabert.distill import StageRun
 from dynabert.elastic import ElasticModel
 from dynabert.errors import DataError, ModelFileError, SettingError, Stopped
 from dynabert.failures import Saving, stop_signals
 from dynabert.files import sha256_of
+from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES

@@ -12,9 +12,9 @@ import pytest
 from small_job import small_plan, write_job
 
 from dynabert import trackers
-from dynabert.distill import HookList, Hooks, StepReport
 from dynabert.errors import SettingError
 from dynabert.failures import Saving
+from dynabert.hooks import HookList, Hooks, StepReport
 from dynabert.recipes import RECIPES, TEACHER
 from dynabert.run import train
 from dynabert.trackers import Tracking, tracking

@@ -8,7 +8,6 @@ is used, and an older one goes only when enough newer ones verify.
 from dataclasses import asdict
 from pathlib import Path
 
-from dynabert.distill import Progress, Snapshot
 from dynabert.errors import ModelFileError, StorageError
 from dynabert.failures import check_finite
 from dynabert.files import (
@@ -21,6 +20,7 @@ from dynabert.files import (
     verify_manifest,
     write_json,
 )
+from dynabert.hooks import Progress, Snapshot
 
 CHECKPOINTS = "checkpoints"
 TENSORS, STATE = "state.safetensors", "state.json"

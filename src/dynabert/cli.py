@@ -277,7 +277,7 @@ def _train(
     force_resume: bool = False,
 ) -> None:
     from dynabert import run
-    from dynabert.distill import HookList
+    from dynabert.hooks import HookList
     from dynabert.progress import progress_bars
     from dynabert.run_folder import METRICS_FILE
     from dynabert.trackers import tracking

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from dynabert.distill import Hooks, Snapshot, StepReport
+from dynabert.hooks import Hooks, Snapshot, StepReport
 from dynabert.recipes import Stage
 from dynabert.workload import PlannedStage
 

@@ -19,39 +19,34 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dynabert.batches import Batches, encode
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
-from dynabert.data import Roles, Rows
-from dynabert.distill import Hooks, Snapshot, StepReport, originals, teacher_of, train_stage
-from dynabert.distill import Progress as StageProgress
+from dynabert.distill import originals, teacher_of, train_stage
 from dynabert.distributed import ALONE, Shared, World, joined
-from dynabert.elastic import ElasticModel, count_params, longest_input
+from dynabert.elastic import ElasticModel, count_params
 from dynabert.errors import DataError, ModelFileError, SettingError, Stopped, one_of
 from dynabert.failures import Saving, held, with_space
 from dynabert.files import read_json, verify_manifest
+from dynabert.hooks import Hooks, Snapshot, StepReport
+from dynabert.hooks import Progress as StageProgress
+from dynabert.job import Job, Prepared, prepare
 from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
-from dynabert.model_files import CONFIG, read_object, resolve
+from dynabert.model_files import CONFIG
 from dynabert.modeling import LOADERS
 from dynabert.plan import Batching, Plan, Source, fingerprint
-from dynabert.recipes import TEACHER, Stage
+from dynabert.recipes import Stage
 from dynabert.rewire import Importance, rewire, score
 from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
-from dynabert.tasks import Task
 from dynabert.workload import PlannedStage, planned_stages
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 SWEEP_FILE = "sweep.json"
-EVALUATION_BATCH = 64
 
 log = logging.getLogger("dynabert")
 
@@ -98,77 +93,6 @@ class RunHooks(Hooks):
     def _write(self, line: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.write(partial(self.metrics.write, line))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run works with: the task, its tokenizer, and the batches of each role.
-
-    Those of `train` are this rank's; those of the held-out roles are the same on every rank.
-    """
-
-    task: Task
-    tokenizer: "PreTrainedTokenizerBase"
-    train: Batches
-    select: Batches
-    validation: Batches
-
-    @classmethod
-    def of(
-        cls, task: Task, roles: Roles, tokenizer: "PreTrainedTokenizerBase", plan: Plan, *, world: World = ALONE
-    ) -> "Prepared":
-        """Tokenize each role once."""
-        batching, seed, pad_id = plan.batching, plan.training.seed, tokenizer.pad_token_id
-
-        def held_out(rows: Rows) -> Batches:
-            encoded = encode(tokenizer, rows, batching.max_length)
-            return Batches(encoded, batch_size=EVALUATION_BATCH, seed=seed, pad_id=pad_id, shuffle=False)
-
-        train = Batches(
-            encode(tokenizer, roles.train, batching.max_length),
-            batch_size=batching.batch_size,
-            max_tokens=batching.max_tokens,
-            seed=seed,
-            pad_id=pad_id,
-            rank=world.rank,
-            world=world.size,
-            accumulate=batching.accumulate,
-        )
-        return cls(task, tokenizer, train, held_out(roles.select), held_out(roles.validation))
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run before anything is written.
-
-    :param plan: with the teacher decided on.
-    """
-
-    plan: Plan
-    elastic: ElasticModel
-    roles: Roles
-    prepared: Prepared
-
-
-def prepare(
-    model: str | Path, source: Source, plan: Plan, *, latency: LatencySettings | None, world: World = ALONE
-) -> Job:
-    """Load and check everything that a run needs; the parameters are those of `train`.
-
-    :raises SettingError: settings that do not fit.
-    :raises DataError: rows that cannot be used.
-    :raises ModelFileError: a model that cannot be used.
-    """
-    task, roles = source.load()
-    if plan.teacher == "auto":
-        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
-    encoder = _load_for(task, model, plan)
-    elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
-    tokenizer = load_tokenizer(model)
-    # Saved with the results, so that whoever predicts with them cuts long texts where training did.
-    tokenizer.model_max_length = min(tokenizer.model_max_length, plan.batching.max_length)
-    _check_lengths(elastic, plan, latency)
-    return Job(plan, elastic, roles, Prepared.of(task, roles, tokenizer, plan, world=world))
 
 
 def train(
@@ -490,44 +414,6 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
     save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
     stock = small.config.model_type == elastic.family.model_type
     return Extracted(folder, count_params(small), LOADERS[stock])
-
-
-def _has_head(model: str | Path, task: Task) -> bool:
-    """Whether a checkpoint says that it was saved with a head for this very task: its classes, in its order."""
-    config = read_object(resolve(model), CONFIG) or {}
-    heads = [str(name) for name in config.get("architectures") or []]
-    if not any(name.endswith("ForSequenceClassification") for name in heads):
-        return False
-    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    labels = [str(named[key]) for key in sorted(named, key=int)]
-    if task.is_regression:
-        return len(labels) == 1
-    if labels == [f"LABEL_{number}" for number in range(len(task.labels))]:
-        log.warning("%s does not name its classes; they are taken to be %s", model, ", ".join(task.labels))
-        return True
-    return [label.lower() for label in labels] == [label.lower() for label in task.labels]
-
-
-def _load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
-    """The encoder with a head for the task, its classes named."""
-    if plan.teacher is None and not _has_head(model, task):
-        what = "a score" if task.is_regression else f"the classes {', '.join(task.labels)}"
-        raise SettingError(f"{model} has no head for {what}, in this order; let the teacher train for some epochs")
-    if task.is_regression:
-        return load(model, problem="regression", seed=plan.training.seed)
-    encoder = load(model, n_labels=task.n_labels, seed=plan.training.seed)
-    encoder.config.id2label = dict(enumerate(task.labels))
-    encoder.config.label2id = {name: index for index, name in enumerate(task.labels)}
-    return encoder
-
-
-def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings | None) -> None:
-    longest = longest_input(elastic.model)
-    max_length = plan.batching.max_length
-    if max_length > longest:
-        raise SettingError(f"max_length {max_length} is too long for this model, which takes {longest}; lower it")
-    if latency is not None:
-        check_length(elastic.model, latency)
 
 
 @contextmanager

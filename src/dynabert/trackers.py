@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from dynabert.distill import Hooks, StepReport
 from dynabert.errors import SettingError, one_of
 from dynabert.files import read_json, write_json
+from dynabert.hooks import Hooks, StepReport
 from dynabert.recipes import Stage
 from dynabert.workload import PlannedStage
 

@@ -36,8 +36,9 @@ from small_job import write_encoder, write_rows
 
 from dynabert import batches, cli, progress, readers, run
 from dynabert.checkpoint import CHECKPOINTS, _is_good
-from dynabert.distill import Snapshot, StageRun
+from dynabert.distill import StageRun
 from dynabert.files import sha256_of
+from dynabert.hooks import Snapshot
 from dynabert.rewire import Importance
 
 torch.set_num_threads(1)

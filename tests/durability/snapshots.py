@@ -7,7 +7,7 @@ from typing import Any
 from harness import Job, killed_after
 
 from dynabert.checkpoint import CHECKPOINTS, save_checkpoint
-from dynabert.distill import Hooks, Snapshot
+from dynabert.hooks import Hooks, Snapshot
 
 
 class Keep(Hooks):

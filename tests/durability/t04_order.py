@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 import torch
 from dynabert.checkpoint import save_checkpoint
-from dynabert.distill import Progress, Snapshot
+from dynabert.hooks import Progress, Snapshot
 for step in range(1, int(sys.argv[2]) + 1):
     tensors = {"weights/a": torch.full((1000,), float(step)), "optimizer/step/a": torch.tensor(1.0)}
     save_checkpoint(Path(sys.argv[1]), "width", Snapshot(tensors, Progress(step)), keep=2)

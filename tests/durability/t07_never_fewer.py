@@ -12,7 +12,7 @@ import torch
 from harness import Check, Result, main
 
 from dynabert.checkpoint import TENSORS, _is_good, save_checkpoint
-from dynabert.distill import Progress, Snapshot
+from dynabert.hooks import Progress, Snapshot
 
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "replace", "unlink", "rmdir", "ftruncate")
 

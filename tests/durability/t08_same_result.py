@@ -15,9 +15,10 @@ from helpers import TinyBatches, tiny_model
 
 from dynabert.batches import Batch, Batches, Encoded
 from dynabert.checkpoint import newest_checkpoint, save_checkpoint
-from dynabert.distill import Hooks, Snapshot, Training, train_stage
+from dynabert.distill import Training, train_stage
 from dynabert.elastic import ElasticModel
 from dynabert.failures import Saving
+from dynabert.hooks import Hooks, Snapshot
 from dynabert.recipes import RECIPES
 from dynabert.subnet import SubnetGrid
 

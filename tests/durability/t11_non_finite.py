@@ -11,10 +11,11 @@ from harness import Check, Lines, Result, distill, main
 from helpers import TinyBatches, tiny_model
 
 from dynabert.checkpoint import newest_checkpoint, save_checkpoint
-from dynabert.distill import Hooks, Progress, Snapshot, StageRun, StepReport, Training, train_stage
+from dynabert.distill import StageRun, Training, train_stage
 from dynabert.elastic import ElasticModel
 from dynabert.errors import NonFiniteError
 from dynabert.failures import MAX_BAD_STEPS, Saving
+from dynabert.hooks import Hooks, Progress, Snapshot, StepReport
 from dynabert.losses import LossWeights
 from dynabert.recipes import RECIPES
 from dynabert.subnet import SubnetGrid

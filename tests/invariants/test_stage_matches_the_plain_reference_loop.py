@@ -11,8 +11,9 @@ import torch
 from helpers import TinyBatches, tiny_model
 from reference import loop
 
-from dynabert.distill import Hooks, Training, train_stage
+from dynabert.distill import Training, train_stage
 from dynabert.elastic import ElasticModel
+from dynabert.hooks import Hooks
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
 from dynabert.recipes import FINETUNE, RECIPES, TEACHER, Schedule, Stage
 from dynabert.seeds import derive_seed
