@@ -14,7 +14,7 @@ from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel, layers_of
 from dynabert.errors import DataError, ModelFileError, NonFiniteError, SettingError
 from dynabert.families import Family, Projection, family_of
-from dynabert.rewire import SCORES, Importance, permute, rewire, score
+from dynabert.rewire import ORDERS, SCORES, Importance, permute, reordered, rewire, score
 from dynabert.subnet import EncoderShape, Subnet
 
 SIZES = {"n_layers": 3, "hidden": 32, "n_neurons": 48}
@@ -407,3 +407,16 @@ def test_a_broken_model_is_refused():
         linears(model, 0)[0].weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         score(model, source())
+
+
+def test_orders_for_comparison():
+    importance = random_importance()
+    assert reordered(importance, "importance", seed=0).order()[0].equal(importance.order()[0])
+    backwards = reordered(importance, "reversed", seed=0).order()
+    assert backwards[0].equal(importance.order()[0].flip(1)) and backwards[1].equal(importance.order()[1].flip(1))
+    present = reordered(importance, "as-is", seed=0).order()
+    assert present[1].equal(torch.arange(N_NEURONS).expand(N_LAYERS, -1))
+    drawn = [reordered(importance, "random", seed=seed).order()[1] for seed in (0, 0, 1)]
+    assert drawn[0].equal(drawn[1]) and not drawn[0].equal(drawn[2])
+    assert not drawn[0][0].equal(drawn[0][1]), "each layer has an order of its own"
+    assert len(ORDERS) == 4

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from dynabert.errors import DataError, SettingError
-from dynabert.statistics import ROW_METRICS, bootstrap_interval, grid_difference, paired_difference
+from dynabert.statistics import (
+    ROW_METRICS,
+    bootstrap_interval,
+    grid_difference,
+    holm,
+    mean_difference,
+    p_value,
+    paired_difference,
+    resampled_difference,
+)
 from dynabert.tasks import TASKS, metric_of
 
 ACCURACY = ROW_METRICS["accuracy"]
@@ -151,6 +160,37 @@ def test_grid_difference_resamples_all_subnets_together() -> None:
     assert many == pytest.approx(paired_difference(ACCURACY, labels, a, b))
 
 
+def test_a_mean_over_tasks_is_surer_than_each_of_them() -> None:
+    comparisons, single = [], []
+    for task in range(4):
+        labels = np.random.default_rng(task).integers(0, 2, 400)
+        a, b = guesses(labels, 0.9, 10 + task), guesses(labels, 0.85, 20 + task)
+        comparisons.append(resampled_difference(ACCURACY, labels, {"": a}, {"": b}, seed=task))
+        single.append(paired_difference(ACCURACY, labels, a, b, seed=task))
+    mean, low, high = mean_difference(comparisons)
+    assert mean == pytest.approx(np.mean([difference.mean for difference in single]))
+    spread = np.mean([difference.high - difference.low for difference in single])
+    assert high - low == pytest.approx(spread / 2, rel=0.2)  # four independent errors
+
+
+def test_p_values_are_small_where_the_interval_is_away_from_zero() -> None:
+    labels = np.random.default_rng(0).integers(0, 2, 2000)
+    good, better, same = guesses(labels, 0.8, 0), guesses(labels, 0.9, 1), guesses(labels, 0.8, 2)
+    clear = resampled_difference(ACCURACY, labels, {"": better}, {"": good}, n=999).values
+    unclear = resampled_difference(ACCURACY, labels, {"": same}, {"": good}, n=999).values
+    assert p_value(clear) == pytest.approx(2 / 1000)  # no resample at the other side of 0
+    assert p_value(-clear) == p_value(clear)
+    assert p_value(unclear) > 0.05
+    assert p_value(np.zeros(9)) == 1
+
+
+def test_holm_makes_the_smallest_p_value_as_many_times_larger_as_there_are() -> None:
+    # Holm's steps by hand: 4 * 0.005, 3 * 0.01, 2 * 0.03, then never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
 def test_same_seed_same_interval() -> None:
     labels, logits = rows("accuracy")
     assert bootstrap_interval(ACCURACY, labels, logits, seed=1) == bootstrap_interval(ACCURACY, labels, logits, seed=1)
@@ -160,7 +200,7 @@ def test_same_seed_same_interval() -> None:
 @pytest.mark.parametrize("settings", [{"n": 0}, {"level": 1.0}, {"level": 0.0}])
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     labels, logits = rows("accuracy")
-    with pytest.raises(SettingError, match=r"1000 at 0\.95"):
+    with pytest.raises(SettingError, match=r"1000 are usual|0\.95 is usual"):
         bootstrap_interval(ACCURACY, labels, logits, **settings)
 
 

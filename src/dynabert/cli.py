@@ -128,7 +128,7 @@ def train(
         recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune, schedule=_schedule(schedule)),
         grid=SubnetGrid(_numbers("widths", widths), _numbers("depths", depths)),
         training=Training(seed=seed, precision=precision, warmup=warmup, saving=saving),
-        rewired=rewire,
+        order="importance" if rewire else "as-is",
         batching=Batching(
             32 if batch_size is None and max_tokens is None else batch_size, max_tokens, accumulate, max_length
         ),
@@ -226,6 +226,45 @@ def extract(
         typer.echo(f"{chosen.name}: {cut.n_params / 1e6:.2f} M parameters in {cut.folder}")
         typer.echo(f"loads with {cut.loads_with}")
         typer.echo(f'try it: dynabert predict {cut.folder} "some text"')
+
+
+@app.command()
+def ablate(
+    run: Run,
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: rewiring, distillation, assistant, teacher-width, schedule, finetune, depth-rule, "
+            "learning-rate; all by default.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds: that of the run and the ones after it.")] = 3,
+    lrs: Annotated[
+        str | None,
+        typer.Option(help="Learning rates to tune over; by default a third of the run's, the run's, three times it."),
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Training FLOPs of each training, as a share of the run's.")] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="Train on a random part of this many rows.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each ingredient is worth: change one factor of a run at a time, at equal training FLOPs.
+
+    Every variant trains from the same teachers with the learning rate that is best for it on the select rows, and is
+    paired with the run's own plan by row and seed. Interrupted? Run the same command again.
+    """
+    from dynabert.progress import progress_bars
+    from dynabert.studies.ablate import ALL_FACTORS
+    from dynabert.studies.ablate import ablate as study
+
+    chosen = ALL_FACTORS if factors is None else tuple(part.strip() for part in factors.split(","))
+    rates = () if lrs is None else _numbers("lrs", lrs)
+    with progress_bars() as bars:
+        result = study(run, factors=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        typer.echo(result.table(), nl=False)
 
 
 @app.command()

@@ -137,7 +137,7 @@ def estimate(
     job.elastic.to(device)
     taken = time.perf_counter() - started
     parts = [Part("load and tokenize", 1, taken, taken, peak())]
-    trials = len(job.plan.stages) + job.plan.rewired + 1
+    trials = len(job.plan.stages) + (job.plan.order != "as-is") + 1
     for done, tried in enumerate(_Trial(job).parts(latency), start=1):
         parts += tried
         if progress is not None:
@@ -164,7 +164,7 @@ class _Trial:
         plan = self.job.plan
         if isinstance(plan.teacher, Stage):
             yield self.stage(plan.teacher, None)
-        if plan.rewired:
+        if plan.order != "as-is":
             yield [self.scoring()]
         original = self.elastic.copy()
         for stage in plan.recipe.stages:

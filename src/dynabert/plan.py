@@ -5,15 +5,18 @@ Two runs with the same fingerprint have the same result; it is what a run folder
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynabert.data import Roles, load_files, load_task
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
-from dynabert.errors import SettingError
-from dynabert.recipes import RECIPES, Recipe, Stage
+from dynabert.errors import SettingError, one_of
+from dynabert.losses import LossWeights, Reduction
+from dynabert.recipes import RECIPES, Recipe, Schedule, Stage
+from dynabert.rewire import ORDERS, Order
 from dynabert.subnet import DepthRule, SubnetGrid
 from dynabert.tasks import Task, task_of
 
@@ -109,7 +112,7 @@ class Plan:
 
     :param teacher: how the full network is fine-tuned; None takes the checkpoint as it is. ``auto`` fine-tunes it where
         it has no head for the task yet.
-    :param rewired: whether heads and neurons are put in the order of their importance; False is for comparisons.
+    :param order: in which heads and neurons are put before the recipe; all but ``importance`` are for comparisons.
     """
 
     recipe: Recipe = RECIPES["default"]
@@ -117,10 +120,12 @@ class Plan:
     teacher: Stage | Literal["auto"] | None = "auto"
     training: Training = field(default_factory=Training)
     depth_rule: DepthRule = "paper"
-    rewired: bool = True
+    order: Order = "importance"
     batching: Batching = Batching()
 
     def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise SettingError(one_of("order", self.order, ORDERS))
         names = [stage.name for stage in (self.teacher, *self.recipe.stages) if isinstance(stage, Stage)]
         if len(set(names)) < len(names):
             raise SettingError(
@@ -167,13 +172,37 @@ def fingerprint(
         "widths": list(plan.grid.widths),
         "depths": list(plan.grid.depths),
         "depth_rule": plan.depth_rule,
-        "rewired": plan.rewired,
+        "order": plan.order,
         "teacher": asdict(plan.teacher) if isinstance(plan.teacher, Stage) else None,
         "recipe": asdict(plan.recipe),
         **asdict(plan.batching),
         **training,
         "world_size": world_size,
     }
+
+
+def plan_of(saved: Mapping[str, Any]) -> Plan:
+    """The plan of a run, from its fingerprint; how often it saved and logged is not in there.
+
+    :raises KeyError: not a fingerprint of this version, as `TypeError` does.
+    """
+
+    def stage(values: Mapping[str, Any]) -> Stage:
+        weights, schedule = LossWeights(**values["weights"]), Schedule(**values["schedule"])
+        return Stage(**{**values, "weights": weights, "schedule": schedule})
+
+    recipe = saved["recipe"]
+    stages = tuple(map(stage, recipe["stages"]))
+    training = {part.name: saved[part.name] for part in fields(Training) if part.name in saved}
+    return Plan(
+        recipe=Recipe(**{**recipe, "stages": stages, "reduction": Reduction(**recipe["reduction"])}),
+        grid=SubnetGrid(tuple(saved["widths"]), tuple(saved["depths"])),
+        teacher=None if saved["teacher"] is None else stage(saved["teacher"]),
+        training=Training(**training),
+        depth_rule=saved["depth_rule"],
+        order=saved["order"],
+        batching=Batching(**{part.name: saved[part.name] for part in fields(Batching)}),
+    )
 
 
 def _digest_of(tensors: dict[str, "Tensor"]) -> str:

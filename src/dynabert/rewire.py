@@ -16,7 +16,7 @@ from functools import partial, reduce
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,7 @@ from dynabert.errors import DataError, ModelFileError, NonFiniteError, SettingEr
 from dynabert.families import Projection, Unit, family_of
 from dynabert.files import atomic_write_bytes
 from dynabert.losses import label_loss
+from dynabert.seeds import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,10 @@ MAX_BATCHES = 50
 """Batches that are scored by default. Of 32 rows each, ten of them already give an order that ten others confirm."""
 
 FORMAT_VERSION = 1
+
+Order = Literal["importance", "reversed", "random", "as-is"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+"""In which order heads and neurons stand before the distillation; all but the first are for comparisons."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +276,25 @@ class _GatedModel:
             loss = label_loss(output.logits, _targets(output.logits, batch.labels, targets), 1.0)
             gradients = iter(torch.autograd.grad(loss, [gate for gates in self._gates for gate in gates]))
         return torch.cat([torch.stack([next(gradients) for _ in gates]) for gates in self._gates], -1).float()
+
+
+def reordered(importance: Importance, order: Order, *, seed: int) -> Importance:
+    """Scores by which `rewire` puts heads and neurons into another order.
+
+    :param importance: true scores.
+    :param order: ``importance`` gives them back, ``reversed`` makes the least important ones the first, ``random``
+        draws an order, ``as-is`` keeps the present one.
+    :param seed: of the random order.
+    """
+    heads, neurons = importance.heads, importance.neurons
+    if order == "reversed":
+        heads, neurons = -heads, -neurons
+    elif order == "random":
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
+        heads, neurons = (torch.rand(scores.shape, generator=generator) for scores in (heads, neurons))
+    elif order == "as-is":
+        heads, neurons = torch.zeros_like(heads), torch.zeros_like(neurons)  # equal scores keep their order
+    return Importance(heads, neurons, importance.scores)
 
 
 def rewire(elastic: ElasticModel, importance: Importance) -> None:

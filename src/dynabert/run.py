@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.distill import originals, teacher_of, train_stage
@@ -38,13 +38,16 @@ from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
 from dynabert.model_files import CONFIG
 from dynabert.modeling import LOADERS
-from dynabert.plan import Batching, Plan, Source, fingerprint
+from dynabert.plan import Plan, Source, fingerprint, plan_of
 from dynabert.recipes import Stage
-from dynabert.rewire import Importance, rewire, score
+from dynabert.rewire import Importance, reordered, rewire, score
 from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.workload import PlannedStage, planned_stages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SWEEP_FILE = "sweep.json"
 
@@ -130,19 +133,51 @@ def train(
     :raises LostRankError: another process of the job died.
     """
     out = Path(out)
+    with _begun(model, source, out, plan or Plan(), hooks, latency=latency, device=device, force=force_resume) as begun:
+        run, elastic = begun
+        run.train(elastic)
+        done = None if force_resume else _measured(out, latency, run.world)
+        return done or run.measure(elastic, latency=latency, progress=progress)
+
+
+def train_teacher(
+    model: str | Path, source: Source, out: str | Path, *, plan: Plan, hooks: Hooks | None = None
+) -> Path:
+    """The first part of `train` alone: fine-tune the full network, or take it as it is. Resumes likewise.
+
+    :param model: as for `train`, and so are the others.
+    :return: the teacher's folder, ``OUT/teacher``.
+    """
+    out = Path(out)
+    with _begun(model, source, out, plan, hooks, latency=None) as (run, elastic):
+        elastic.to(run.world.device)
+        run.teacher(elastic)
+    return out / "teacher"
+
+
+@contextmanager
+def _begun(
+    model: str | Path,
+    source: Source,
+    out: Path,
+    plan: Plan,
+    hooks: Hooks | None,
+    *,
+    latency: LatencySettings | None,
+    device: str | None = None,
+    force: bool = False,
+) -> Iterator[tuple["_Run", ElasticModel]]:
+    """A run with everything loaded and checked, its folder made or taken up, and the network that it trains."""
     with joined(pick_device(device)) as world:
-        if world.size > 1 and plan is not None and plan.training.saving.on_disk_full == "wait":
+        if world.size > 1 and plan.training.saving.on_disk_full == "wait":
             raise SettingError(
                 "several processes do not wait for space: their exchanges would time out; leave on_disk_full at exit"
             )
-        job = prepare(model, source, plan or Plan(), latency=latency, world=world)
+        job = prepare(model, source, plan, latency=latency, world=world)
         called = {"model": str(model), "source": source.to_json(), "device": world.device}
-        with _opened_together(out, job, called, world, force=force_resume):
+        with _opened_together(out, job, called, world, force=force):
             hooks = RunHooks(out, hooks or Hooks(), job.plan.training.saving, writes=world.is_first)
-            run = _Run(out, job.plan, job.prepared, hooks, world)
-            run.train(job.elastic)
-            done = None if force_resume else _measured(out, latency, world)
-            return done or run.measure(job.elastic, latency=latency, progress=progress)
+            yield _Run(out, job.plan, job.prepared, hooks, world), job.elastic
 
 
 def _measured(out: Path, latency: LatencySettings | None, world: World) -> Sweep | None:
@@ -202,7 +237,7 @@ class _Run:
 
     def rewire(self, elastic: ElasticModel) -> None:
         """Put the important heads and neurons first."""
-        if not self.plan.rewired:
+        if self.plan.order == "as-is":
             return
         path = self.out / "importance.safetensors"
         if not self.world.on_first(path.exists):
@@ -214,7 +249,8 @@ class _Run:
             return Shared(importance.scores, {"heads": importance.heads, "neurons": importance.neurons})
 
         told = self.world.from_first(saved)
-        rewire(elastic, Importance(told.tensors["heads"], told.tensors["neurons"], told.value))
+        importance = Importance(told.tensors["heads"], told.tensors["neurons"], told.value)
+        rewire(elastic, reordered(importance, self.plan.order, seed=self.plan.training.seed))
 
     def stage(self, elastic: ElasticModel, original: ElasticModel | None, folder: Path, stage: Stage) -> None:
         """Train one stage."""
@@ -291,7 +327,7 @@ def measure_run(
     elastic = load_result(out)
     if latency is not None:
         check_length(elastic.model, latency)
-    prepared = _rows_again(out)
+    prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
     elastic.to(device)
     teacher = elastic.copy()
     teacher.model.load_state_dict(load(out / "teacher").state_dict())
@@ -324,18 +360,48 @@ def _beside(
     )
 
 
-def _rows_again(out: Path) -> Prepared:
-    """The rows of a run, loaded from where it had them; refused where they have changed since."""
-    saved = read_json(out / RUN_FILE)
-    try:
-        source, identity = Source.from_json(saved["source"]), saved["fingerprint"]
-        plan = Plan(batching=Batching(max_length=identity["max_length"]))
-    except (KeyError, TypeError) as error:
-        raise ModelFileError(f"{out / RUN_FILE} is not of this version ({error}); train again") from error
-    task, roles = source.load()
-    if roles.fingerprint != identity["data"]:
-        raise DataError(f"the rows that {out} was made from have changed since; bring them back, or train again")
-    return Prepared.of(task, roles, load_tokenizer(out / "elastic"), plan)
+@dataclass(frozen=True)
+class Saved:
+    """What a run folder says that it was made with.
+
+    :param plan: with the teacher decided on.
+    :param data: fingerprint of its rows.
+    """
+
+    model: str
+    source: Source
+    plan: Plan
+    data: str
+
+    @classmethod
+    def of(cls, out: str | Path) -> "Saved":
+        """Read it from a run folder.
+
+        :raises ModelFileError: not a run folder, or one of another version.
+        """
+        path = _run_file(Path(out))
+        saved = read_json(path)
+        try:
+            identity = saved["fingerprint"]
+            return cls(saved["model"], Source.from_json(saved["source"]), plan_of(identity), identity["data"])
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
+
+    def rows(self, tokenizer: "PreTrainedTokenizerBase") -> Prepared:
+        """The rows of the run, loaded from where it had them.
+
+        :raises DataError: they have changed since.
+        """
+        task, roles = self.source.load()
+        if roles.fingerprint != self.data:
+            raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
+        return Prepared.of(task, roles, tokenizer, self.plan)
+
+
+def _run_file(out: Path) -> Path:
+    if not (out / RUN_FILE).exists():
+        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
+    return out / RUN_FILE
 
 
 def pick_device(name: str | None) -> str:
@@ -361,8 +427,7 @@ def load_result(out: str | Path) -> ElasticModel:
     :raises ModelFileError: not a run folder, or one whose training has not finished.
     """
     out = Path(out)
-    if not (out / RUN_FILE).exists():
-        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
+    _run_file(out)
     if not _complete(out / "elastic"):
         raise ModelFileError(f"{out} has not finished training; run its `dynabert train` command again to go on")
     return ElasticModel.from_pretrained(out / "elastic")

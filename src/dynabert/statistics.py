@@ -36,6 +36,13 @@ class Difference(NamedTuple):
     high: float
 
 
+class Resampled(NamedTuple):
+    """A difference a - b as measured, and on each resample of the rows and seeds, shape (n,)."""
+
+    mean: float
+    values: np.ndarray
+
+
 @dataclass(frozen=True)
 class RowMetric:
     """A metric that is a function of means over the rows.
@@ -131,7 +138,8 @@ def bootstrap_interval(
     :raises SettingError: `n` or `level` out of range.
     :raises DataError: no rows, or labels and predictions of different length.
     """
-    _check(labels, [predictions], n, level)
+    _check(labels, [predictions], n)
+    _check_level(level)
     values = _resampled(metric_fn, labels, [predictions], n, np.random.default_rng(seed))
     return Interval(*_bounds(values[:, 0], level))
 
@@ -183,6 +191,23 @@ def grid_difference(
     :raises SettingError: Subnets or numbers of seeds that differ, or `n` or `level` out of range.
     :raises DataError: no rows, or labels and predictions of different length.
     """
+    measured, resampled = resampled_difference(metric_fn, labels, predictions_a, predictions_b, n=n, seed=seed)
+    return mean_difference([(measured, resampled)], level=level)
+
+
+def resampled_difference(
+    metric_fn: MetricFunction,
+    labels: np.ndarray,
+    predictions_a: Mapping[str, Predictions],
+    predictions_b: Mapping[str, Predictions],
+    *,
+    n: int = 1000,
+    seed: int = 0,
+) -> Resampled:
+    """What `grid_difference` takes its interval from; the parameters and errors are its own.
+
+    :return: the difference a - b as measured, and on each resample of rows and seeds, shape (n,).
+    """
     sides = [_by_seed(predictions_a), _by_seed(predictions_b)]
     if not predictions_a or set(sides[0]) != set(sides[1]):
         raise SettingError(
@@ -193,7 +218,7 @@ def grid_difference(
         raise SettingError(f"cannot pair {sorted(n_seeds)} seeds; give predictions of the same seeds on both sides")
     shape = (2, len(sides[0]), n_seeds.pop())
     runs = [run for side in sides for by_seed in side.values() for run in by_seed]
-    _check(labels, runs, n, level)
+    _check(labels, runs, n)
 
     random = np.random.default_rng(seed)
     measured = np.array([metric_fn(labels, run) for run in runs]).reshape(shape)
@@ -201,8 +226,45 @@ def grid_difference(
     # (resamples, seeds): a - b of the mean over the Subnets
     gains = (resampled[:, 0] - resampled[:, 1]).mean(axis=1)
     drawn = random.integers(0, shape[2], (n, shape[2]))
-    differences = np.take_along_axis(gains, drawn, axis=1).mean(axis=1)
-    return Difference(float((measured[0] - measured[1]).mean()), *_bounds(differences, level))
+    return Resampled(float((measured[0] - measured[1]).mean()), np.take_along_axis(gains, drawn, axis=1).mean(axis=1))
+
+
+def mean_difference(comparisons: Sequence[tuple[float, np.ndarray]], *, level: float = 0.95) -> Difference:
+    """The mean of several differences, of one for each task for instance, and its interval.
+
+    :param comparisons: from `resampled_difference`, with the same `n`; each with a seed of its own, so that the tasks
+        are resampled independently.
+    :param level: share of the resampled means inside, in (0, 1).
+    :raises SettingError: no comparisons, or `level` out of range.
+    """
+    if not comparisons:
+        raise SettingError("no differences to average; give at least one")
+    _check_level(level)
+    resampled = np.mean([values for _, values in comparisons], axis=0)
+    return Difference(float(np.mean([mean for mean, _ in comparisons])), *_bounds(resampled, level))
+
+
+def p_value(resampled: np.ndarray) -> float:
+    """How likely a difference at least as far from 0 is if there is none: two-sided, from a bootstrap.
+
+    :param resampled: differences on each resample, shape (n,).
+    :return: in (0, 1], at least 2 / (n + 1): so few resamples show no more.
+    """
+    n_low, n_high = int((resampled <= 0).sum()), int((resampled >= 0).sum())
+    return min(1.0, 2 * (1 + min(n_low, n_high)) / (1 + len(resampled)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values made larger so that among all of them one below 0.05 comes by chance in one of 20 studies (Holm 1979).
+
+    :return: in the order given.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
 def _by_seed(predictions: Mapping[str, Predictions]) -> dict[str, list[np.ndarray]]:
@@ -238,9 +300,14 @@ def _bounds(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check(labels: np.ndarray, runs: Sequence[np.ndarray], n: int, level: float) -> None:
-    if n < 1 or not 0 < level < 1:
-        raise SettingError(f"{n} resamples at level {level} make no interval; 1000 at 0.95 are usual")
+def _check(labels: np.ndarray, runs: Sequence[np.ndarray], n: int) -> None:
+    if n < 1:
+        raise SettingError(f"{n} resamples make no interval; 1000 are usual")
     lengths = {len(run) for run in runs}
     if not len(labels) or lengths != {len(labels)}:
         raise DataError(f"{len(labels)} labels and predictions of {sorted(lengths)} rows do not fit; give one per row")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise SettingError(f"level {level} is not a share between 0 and 1; 0.95 is usual")

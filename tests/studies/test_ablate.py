@@ -1,0 +1,104 @@
+"""One factor changes at a time, at the same cost, and the differences are those of the predictions."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_job import small_plan, write_job
+
+from dynabert.errors import SettingError
+from dynabert.plan import Plan
+from dynabert.recipes import RECIPES
+from dynabert.run import load_result, train
+from dynabert.studies.ablate import ALL_FACTORS, FACTORS, ablate, variants_of
+from dynabert.studies.trials import Study, Trial
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder, source = write_job(tmp_path_factory.mktemp("job"))
+    train(encoder, source, encoder.parent / "run", plan=small_plan(), latency=None)
+    return encoder.parent / "run"
+
+
+def test_every_factor_changes_the_default_plan() -> None:
+    variants = variants_of(Plan(), tuple(FACTORS))
+    assert {factor for factor, _ in variants} == set(FACTORS)
+    assert {variant for factor, variant in variants if factor == "rewiring"} >= {
+        "random",
+        "reversed",
+        "published scores",
+    }
+    assert ("rewiring", "importance") not in variants, "that is the plan itself"
+    assert ("teacher-width", "matching") not in variants
+    assert ("schedule", "all") not in variants
+
+
+def test_a_recipe_of_one_stage_has_no_variant_without_assistant() -> None:
+    sandwich = Plan(recipe=RECIPES["sandwich"])
+    assert not variants_of(sandwich, ["assistant"])
+    assert {variant for _, variant in variants_of(sandwich, ["schedule"])} == {"all", "ladder"}
+
+
+def test_a_variant_differs_in_its_factor_alone() -> None:
+    base = Plan()
+    variants = variants_of(base, tuple(FACTORS))
+    assert replace(variants["rewiring", "random"], order="importance") == base
+    assert replace(variants["depth-rule", "prefix"], depth_rule="paper") == base
+    changed = variants["teacher-width", "full"].recipe
+    assert changed.stages[0] == base.recipe.stages[0]
+    assert replace(changed.stages[1], teacher_width="matching") == base.recipe.stages[1]
+    assert all(stage.teacher == "none" for stage in variants["distillation", "labels alone"].recipe.stages)
+
+
+def test_an_unknown_factor_is_refused() -> None:
+    with pytest.raises(SettingError, match="learning-rate"):
+        variants_of(Plan(), ["colour"])
+
+
+def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -> None:
+    settings = {"factors": ["rewiring", "learning-rate"], "n_seeds": 2, "lrs": (1e-4, 2e-3), "budget": 0.5}
+    result = ablate(run, **settings)
+    files = sorted((run / "studies" / "trials").iterdir())
+    assert {effect.factor for effect in result.effects} == {"rewiring", "learning-rate"}
+    assert {effect.where for effect in result.effects} == {"mean", "w0.5-d0.5"}
+    assert json.loads((run / "studies" / "ablate.json").read_text())["rows"][0]["factor"] == "rewiring"
+
+    study = Study(run, budget=0.5)
+    spent = [Trial.load(file).training_flops for file in files]
+    assert max(spent) / min(spent) < 1.1  # whole steps
+    assert spent[0] == pytest.approx(study.budget_flops(load_result(run)), rel=0.1)
+
+    by_name = {}
+    for file in files:
+        by_name.setdefault(file.name.split("-lr")[0], {})[file.stem.rsplit("-", 1)[0]] = Trial.load(file)
+    effect = next(row for row in result.effects if (row.variant, row.where) == ("reversed", "mean"))
+    chosen = [by_name["rewiring-reversed"][f"rewiring-reversed-lr{effect.lr:g}-{seed}"] for seed in (42, 43)]
+    base = [by_name["base"][f"base-lr{result.base_lr:g}-{seed}"] for seed in (42, 43)]
+
+    def mean(trials: list[Trial]) -> float:
+        return 100 * np.mean([logits.argmax(1) == study.labels for run in trials for logits in run.logits.values()])
+
+    assert effect.difference == pytest.approx(mean(chosen) - mean(base))
+    assert effect.low <= effect.difference <= effect.high
+    tried = [by_name["rewiring-reversed"][f"rewiring-reversed-lr{lr:g}-42"].select_score for lr in (1e-4, 2e-3)]
+    assert effect.lr == (1e-4, 2e-3)[int(np.argmax(tried))]
+
+    times = [file.stat().st_mtime_ns for file in files]
+    assert ablate(run, **settings) == result
+    assert [file.stat().st_mtime_ns for file in files] == times, "nothing is trained again"
+    assert "reversed" in result.table() and "Holm" in result.table()
+
+
+def test_settings_out_of_range_are_refused(run: Path) -> None:
+    with pytest.raises(SettingError, match="must be above 0"):
+        ablate(run, n_seeds=0)
+    with pytest.raises(SettingError, match="must be above 0"):
+        ablate(run, budget=0)
+
+
+def test_all_factors_that_the_field_asks_for_are_there() -> None:
+    asked = {"rewiring", "distillation", "assistant", "teacher-width", "schedule", "finetune", "depth-rule"}
+    assert asked | {"learning-rate"} == set(ALL_FACTORS)

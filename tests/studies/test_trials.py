@@ -1,0 +1,102 @@
+"""A study goes on where it stopped: what is trained is kept, and told apart by all that it depends on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_job import small_plan, write_job
+
+from dynabert.errors import ModelFileError
+from dynabert.hooks import Hooks, StepReport
+from dynabert.loading import load
+from dynabert.run import load_result, load_sweep, train
+from dynabert.studies.trials import Point, Study, Trial
+from dynabert.subnet import encoder_flops
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder, source = write_job(tmp_path_factory.mktemp("job"))
+    train(encoder, source, encoder.parent / "run", plan=small_plan(), latency=None)
+    return encoder.parent / "run"
+
+
+class Count(Hooks):
+    """Counts steps, and stops at one of them as a crash would."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.steps, self.stop = 0, stop
+
+    def stepped(self, report: StepReport) -> None:
+        self.steps += 1
+        if self.steps == self.stop:
+            raise KeyboardInterrupt
+
+
+def test_a_trial_of_the_runs_own_plan_predicts_as_the_run_does(run: Path) -> None:
+    study = Study(run)
+    trial = study.trained("same", study.plan, seed=42)
+    sweep = load_sweep(run)
+    assert [point.name for point in trial.points] == [row.subnet for row in sweep.rows]
+    for row in sweep.rows:
+        assert np.mean(trial.logits[row.subnet].argmax(1) == study.labels) == pytest.approx(row.metric)
+    elastic = load_result(run)
+    assert [point.flops for point in trial.points] == [
+        encoder_flops(elastic.shape, elastic.slices(subnet)) for subnet in elastic.grid
+    ]
+    assert trial.training_flops == pytest.approx(study.budget_flops(elastic))
+    assert not list((study.folder / "running").iterdir())
+
+
+def test_a_trial_that_is_kept_is_not_trained_again(run: Path) -> None:
+    count = Count()
+    study = Study(run, hooks=count)
+    plan = study.plan
+    first = study.trained("again", plan, seed=42)
+    assert count.steps > 0
+    count.steps = 0
+    second = study.trained("again", plan, seed=42)
+    assert count.steps == 0
+    assert all(np.array_equal(first.logits[name], second.logits[name]) for name in first.logits)
+    study.trained("again", replace(plan, order="reversed"), seed=42)
+    assert count.steps > 0, "another plan is another trial"
+
+
+def test_an_interrupted_trial_goes_on_to_the_same_predictions(run: Path) -> None:
+    plan = Study(run).plan
+    whole = Study(run).trained("whole", plan, seed=42)
+    with pytest.raises(KeyboardInterrupt):
+        Study(run, hooks=Count(stop=20)).trained("cut", plan, seed=42)
+    count = Count()
+    resumed = Study(run, hooks=count).trained("cut", plan, seed=42)
+    assert 0 < count.steps < whole.n_steps
+    assert all(np.array_equal(whole.logits[name], resumed.logits[name]) for name in whole.logits)
+
+
+def test_another_seed_has_a_teacher_of_its_own(run: Path) -> None:
+    study = Study(run)
+    assert study.teacher(42) == run / "teacher"
+    other = load(study.teacher(43)).state_dict()
+    own = load(run / "teacher").state_dict()
+    assert any(not own[name].equal(other[name]) for name in own)
+
+
+def test_a_budget_makes_a_recipe_cheaper_and_the_stages_keep_their_shares(run: Path) -> None:
+    elastic = load_result(run)
+    study = Study(run, budget=0.5)
+    recipe = study.at_budget(study.plan.recipe, elastic)
+    assert [stage.epochs for stage in recipe.stages] == [0.5, 0.5]
+    assert study.budget_flops(elastic) == pytest.approx(0.5 * Study(run).budget_flops(elastic))
+    one = replace(study.plan.recipe, stages=study.plan.recipe.stages[1:])
+    assert study.at_budget(one, elastic).stages[0].epochs > 0.5
+
+
+def test_a_damaged_trial_is_said(tmp_path: Path) -> None:
+    trial = Trial("x", 1.0, 1, (Point("w1-d1", 0.5, 1.0, 1.0, 2.0),), {"w1-d1": np.zeros((3, 2), np.float32)})
+    path = tmp_path / "trials" / "x.safetensors"
+    trial.save(path)
+    assert Trial.load(path).points == trial.points
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ModelFileError, match="delete it, and it is trained again"):
+        Trial.load(path)
