@@ -230,12 +230,12 @@ def extract(
 
 @app.command()
 def ablate(
-    run: Run,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; of several the mean over their tasks counts.")],
     factors: Annotated[
         str | None,
         typer.Option(
             help="Comma-separated: rewiring, distillation, assistant, teacher-width, schedule, finetune, depth-rule, "
-            "learning-rate; all by default.",
+            "recipe, learning-rate; all by default.",
             show_default=False,
         ),
     ] = None,
@@ -254,13 +254,13 @@ def ablate(
     paired with the run's own plan by row and seed. Interrupted? Run the same command again.
     """
     from dynabert.progress import progress_bars
-    from dynabert.studies.ablate import ALL_FACTORS
     from dynabert.studies.ablate import ablate as study
+    from dynabert.studies.factors import ALL_FACTORS
 
     chosen = ALL_FACTORS if factors is None else tuple(part.strip() for part in factors.split(","))
     rates = () if lrs is None else _numbers("lrs", lrs)
     with progress_bars() as bars:
-        result = study(run, factors=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+        result = study(*runs, factors=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
     if as_json:
         _print_json(result.to_dict())
     else:

@@ -12,7 +12,8 @@ from dynabert.errors import SettingError
 from dynabert.plan import Plan
 from dynabert.recipes import RECIPES
 from dynabert.run import load_result, train
-from dynabert.studies.ablate import ALL_FACTORS, FACTORS, ablate, variants_of
+from dynabert.studies.ablate import ablate
+from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
 from dynabert.studies.trials import Study, Trial
 
 
@@ -101,4 +102,22 @@ def test_settings_out_of_range_are_refused(run: Path) -> None:
 
 def test_all_factors_that_the_field_asks_for_are_there() -> None:
     asked = {"rewiring", "distillation", "assistant", "teacher-width", "schedule", "finetune", "depth-rule"}
-    assert asked | {"learning-rate"} == set(ALL_FACTORS)
+    assert asked | {"learning-rate", "recipe"} == set(ALL_FACTORS)
+
+
+def test_tasks_are_averaged(run: Path, tmp_path: Path) -> None:
+    encoder, source = write_job(tmp_path)
+    train(encoder, source, tmp_path / "run", plan=small_plan(seed=7), latency=None)
+    settings = {"factors": ["rewiring"], "n_seeds": 1, "lrs": (2e-3,), "budget": 0.3}
+    alone = [ablate(folder, **settings) for folder in (run, tmp_path / "run")]
+    both = ablate(run, tmp_path / "run", **settings)
+    for place, effect in enumerate(both.effects):
+        parts = [study.effects[place] for study in alone]
+        assert effect.difference == pytest.approx(np.mean([part.difference for part in parts]))
+        assert effect.high - effect.low <= max(part.high - part.low for part in parts) + 1e-9
+    assert both.base["mean"] == pytest.approx(np.mean([study.base["mean"] for study in alone]))
+
+
+def test_plans_that_differ_in_rate_and_length_alone_are_no_variants() -> None:
+    longer = Plan(recipe=RECIPES["default"].adjusted(epochs=1, lr=1e-4))
+    assert {variant for _, variant in variants_of(longer, ["recipe"])} == {"paper", "sandwich"}

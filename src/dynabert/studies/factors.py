@@ -1,0 +1,139 @@
+"""Plans that differ from a plan in one thing: what an ablation changes, as data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dynabert.errors import SettingError, one_of
+from dynabert.losses import LossWeights
+from dynabert.plan import Plan
+from dynabert.recipes import FINETUNE, RECIPES, SCHEDULES, Recipe, Schedule, Stage
+from dynabert.subnet import DEPTH_RULES
+
+
+def _stages(recipe: Recipe, change: Callable[[Stage], Stage]) -> Recipe:
+    return replace(recipe, stages=tuple(map(change, recipe.stages)))
+
+
+def _rewiring(plan: Plan) -> dict[str, Plan]:
+    ordered = {order: replace(plan, order=order) for order in ("importance", "random", "reversed", "as-is")}
+    scored = {
+        f"{scores} scores": replace(plan, order="importance", recipe=replace(plan.recipe, scores=scores))
+        for scores in ("per-example", "total", "published")
+    }
+    return ordered | scored
+
+
+def _distillation(plan: Plan) -> dict[str, Plan]:
+    labels = LossWeights(logits=0, hidden=0, embeddings=0, labels=1)
+
+    def weighted(change: Callable[[Stage], LossWeights]) -> Plan:
+        return replace(plan, recipe=_stages(plan.recipe, lambda stage: replace(stage, weights=change(stage))))
+
+    return {
+        "labels alone": replace(
+            plan, recipe=_stages(plan.recipe, lambda stage: replace(stage, weights=labels, teacher="none"))
+        ),
+        "logits alone": weighted(lambda stage: LossWeights(logits=1, hidden=0, embeddings=0)),
+        "labels too": weighted(lambda stage: replace(stage.weights, labels=1.0)),
+    }
+
+
+def _assistant(plan: Plan) -> dict[str, Plan]:
+    """A teacher assistant is what the `previous` stage gave: without it the original teaches throughout."""
+
+    def taught(stage: Stage) -> Stage:
+        return replace(stage, teacher="original") if stage.teacher == "previous" else stage
+
+    original = _stages(plan.recipe, taught)
+    one = replace(original, stages=tuple(stage for stage in original.stages if stage.subnets == "grid"))
+    return {
+        "original teacher": replace(plan, recipe=original),
+        "no width stage": replace(plan, recipe=one),
+    }
+
+
+def _teacher_width(plan: Plan) -> dict[str, Plan]:
+    def changed(width: Any) -> Plan:  # noqa: ANN401 (one of two literals)
+        return replace(
+            plan,
+            recipe=_stages(
+                plan.recipe, lambda stage: replace(stage, teacher_width=width) if stage.subnets == "grid" else stage
+            ),
+        )
+
+    return {"matching": changed("matching"), "full": changed("full")}
+
+
+def _schedule(plan: Plan) -> dict[str, Plan]:
+    def changed(schedule: Schedule) -> Plan:
+        return replace(
+            plan,
+            recipe=_stages(
+                plan.recipe, lambda stage: replace(stage, schedule=schedule) if stage.subnets == "grid" else stage
+            ),
+        )
+
+    return {kind: changed(Schedule(kind)) for kind in SCHEDULES}
+
+
+def _finetune(plan: Plan) -> dict[str, Plan]:
+    last = replace(FINETUNE, epochs=plan.recipe.stages[-1].epochs, lr=plan.recipe.stages[-1].lr)
+    stages = tuple(stage for stage in plan.recipe.stages if stage.name != FINETUNE.name)
+    return {
+        "with": replace(plan, recipe=replace(plan.recipe, stages=(*stages, last))),
+        "without": replace(plan, recipe=replace(plan.recipe, stages=stages)),
+    }
+
+
+def _recipe(plan: Plan) -> dict[str, Plan]:
+    return {name: replace(plan, recipe=recipe) for name, recipe in RECIPES.items()}
+
+
+def _depth_rule(plan: Plan) -> dict[str, Plan]:
+    return {rule: replace(plan, depth_rule=rule) for rule in DEPTH_RULES}  # type: ignore[arg-type]
+
+
+FACTORS: Mapping[str, Callable[[Plan], dict[str, Plan]]] = {
+    "rewiring": _rewiring,
+    "distillation": _distillation,
+    "assistant": _assistant,
+    "teacher-width": _teacher_width,
+    "schedule": _schedule,
+    "finetune": _finetune,
+    "depth-rule": _depth_rule,
+    "recipe": _recipe,
+}
+"""Each factor's variants of a plan; those that are the plan itself are left out. `learning-rate` is a factor too: its
+variants are the rates of the list."""
+
+LEARNING_RATE = "learning-rate"
+ALL_FACTORS = (*FACTORS, LEARNING_RATE)
+
+
+def variants_of(plan: Plan, factors: Sequence[str]) -> dict[tuple[str, str], Plan]:
+    """The plans that differ from a plan in one factor, by factor and variant.
+
+    :raises SettingError: an unknown factor.
+    """
+    unknown = [factor for factor in factors if factor not in ALL_FACTORS]
+    if unknown:
+        raise SettingError(one_of("factor", unknown[0], ALL_FACTORS))
+    chosen = {
+        (factor, variant): changed
+        for factor in factors
+        if factor in FACTORS
+        for variant, changed in FACTORS[factor](plan).items()
+    }
+    return {key: changed for key, changed in chosen.items() if changed.recipe.stages and not _same(changed, plan)}
+
+
+def _same(plan: Plan, other: Plan) -> bool:
+    """Whether two plans train alike once their rates are tuned and their stages scaled to one cost."""
+
+    def essence(plan: Plan) -> Plan:
+        stages = plan.recipe.stages
+        shares = (replace(stage, lr=1.0, epochs=stage.epochs / stages[0].epochs) for stage in stages)
+        return replace(plan, recipe=replace(plan.recipe, name="", stages=tuple(shares)))
+
+    return essence(plan) == essence(other)
