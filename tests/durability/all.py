@@ -7,6 +7,7 @@ import platform
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from harness import SEED, Check, torch
 
@@ -31,12 +32,14 @@ ROWS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run all durability scripts; exit code 0 where every claim holds.")
     parser.add_argument("--sample", action="store_true", help="A few trials of each, for the test suite.")
-    parser.add_argument("--rows", nargs="+", default=[], metavar="T1", help="These rows alone; all by default.")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="T1", help="These alone; of others the file keeps.")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if options.rows and options.json and options.json.exists():
+        rows = json.loads(options.json.read_text())["rows"]
     for script, sample in ROWS.items():
         if options.sample and not sample:
             continue
@@ -45,7 +48,7 @@ def main() -> None:
             continue
         result = check(sample if options.sample else check.trials, options.seed)
         print(result.line(), *result.failures[:20], sep="\n     ", flush=True)
-        rows.append(result.to_json())
+        rows = [row for row in rows if row["row"] != result.row] + [result.to_json()]
         if options.json:  # after every row, so that what was measured is not lost
             where = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
             options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -181,19 +181,19 @@ class Child:
 
 
 class Job:
-    """A corpus, an encoder of 4 layers, 128 wide, with dropout, and the command that trains it by the sandwich recipe.
+    """A corpus, an encoder with dropout, and the command that trains it by the sandwich recipe.
 
     :param folder: where its files go.
     :param epochs: of each of its two stages, fine-tuning the teacher and the sandwich.
+    :param sizes: of the encoder, by default 4 layers and 128 wide.
     """
 
-    def __init__(self, folder: Path, *, epochs: float = 2) -> None:
+    def __init__(self, folder: Path, *, epochs: float = 2, sizes: dict[str, int] | None = None) -> None:
         self.folder, self.epochs = folder, epochs
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / "train.csv", 240, seed=1)
         write_rows(folder / "dev.csv", 40, seed=2)
-        sizes = {"n_layers": 4, "hidden": 128, "n_neurons": 256}
-        write_encoder(folder / "encoder", dropout=0.1, **sizes)
+        write_encoder(folder / "encoder", dropout=0.1, **(sizes or {"n_layers": 4, "hidden": 128, "n_neurons": 256}))
 
     def command(self, out: Path, *extra: str) -> list[str]:
         options = {
