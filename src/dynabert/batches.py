@@ -246,3 +246,16 @@ class Batches:
             if self._encoded.type_ids is not None:
                 columns["token_type_ids"][place, :n_tokens] = self._encoded.type_ids[row]
         return {name: torch.from_numpy(column) for name, column in columns.items()}
+
+
+def in_row_order(parts: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> np.ndarray:
+    """What was computed batch by batch as one array, in the order of ascending row ids.
+
+    :param parts: of each batch, shape (batch, ...).
+    :param ids: of each batch, shape (batch,).
+    :return: shape (rows, ...).
+    :raises DataError: no rows.
+    """
+    if not ids:
+        raise DataError("there are no rows to measure on; check the data files")
+    return np.concatenate(parts)[np.argsort(np.concatenate(ids), kind="stable")]

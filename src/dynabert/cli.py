@@ -199,7 +199,7 @@ def pick(
         _print_json(row.to_dict())
     else:
         cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {row.cost.flops / 1e9:.2f} GFLOPs"
-        typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers} of {row.of_layers} layers, {cost}")
+        typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
         typer.echo(f"cut it out: dynabert extract {run} --subnet {row.subnet} --out small/")
 
 

@@ -28,7 +28,7 @@ from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weight
 from dynabert.memory import trim_heap
 from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.recipes import Recipe, Stage, recipe_of
-from dynabert.seeds import derive_seed
+from dynabert.stepping import adamw, clip, learning_rate, seeded, take
 from dynabert.subnet import Subnet, matched_states
 from dynabert.workload import planned_stages
 
@@ -131,19 +131,14 @@ class StageRun:
         self.gradients = Gradients(self.parameters.values(), world)
         self.students = TrainingViews(elastic, precision=training.precision)
         self.teachers = None if teacher is None else TrainingViews(teacher, precision=training.precision)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=stage.lr, weight_decay=training.weight_decay, fused=True
-        )
+        self.optimizer = adamw(self.parameters.values(), lr=stage.lr, weight_decay=training.weight_decay)
         self.progress = Progress()
         self.best = _Best(elastic.model)
         self.stopping = False
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero: a function of the step alone."""
-        warm = round(self.training.warmup * self.n_steps)
-        if step < warm:
-            return self.stage.lr * (step + 1) / warm
-        return self.stage.lr * (self.n_steps - step) / (self.n_steps - warm)
+        return learning_rate(step, n_steps=self.n_steps, peak=self.stage.lr, warmup=self.training.warmup)
 
     def losses(self, step: int, batch: "Batch", part: tuple[int, ...]) -> Iterator[tuple[Subnet, dict[str, Tensor]]]:
         """Forward of every Subnet of the step beside its teacher; yields the terms of each, still on the graph.
@@ -160,9 +155,7 @@ class StageRun:
                 with torch.no_grad():
                     targets = self._run(self.teachers.at(taught).eval(), batch)
             student = self.students.at(subnet).train()
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                seed = derive_seed(self.training.seed, "dropout", self.stage.name, step, subnet.name, *part)
-                torch.manual_seed(seed)
+            with seeded(self.device, self.training.seed, "dropout", self.stage.name, step, subnet.name, *part):
                 outputs = self._run(student, batch)
             kept = tuple(part.layer for part in self.elastic.slices(subnet))
             yield (
@@ -202,9 +195,7 @@ class StageRun:
         rows = self._suspects(batches, own_loss) if not math.isfinite(loss + norm) else ()
         taken = may_step(self.progress, {"loss": loss, "gradient norm": norm}, stage=self.stage.name, rows=rows)
         if taken:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+            take(self.optimizer, lr)
             self.students.refresh()
         self.progress.step += 1
         return StepReport(
@@ -263,12 +254,8 @@ class StageRun:
         return {name: {term: next(total) for term in terms} for name, terms in report.items()}
 
     def _clip(self) -> float:
-        """Clip the gradient of all weights together; the norm before. Most of the time nothing has to be multiplied."""
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        total = nn.utils.get_total_norm(gradients)
-        if not total <= self.training.clip:
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), self.training.clip, total)
-        return float(total)
+        """Clip the gradient of all weights together; the norm before."""
+        return clip(self.parameters.values(), self.training.clip)
 
     def evaluate(self, evaluate: Evaluate, hooks: Hooks) -> None:
         """Score the network and keep its weights if they are the best so far."""

@@ -105,6 +105,16 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, n_examples: float) -> T
     return -(teacher.softmax(-1) * student.log_softmax(-1)).sum() / n_examples
 
 
+def kl_divergence(student: Tensor, teacher: Tensor, n_examples: float) -> Tensor:
+    """KL(teacher || student) over the batch, divided by `n_examples`: `soft_cross_entropy` less the teacher's entropy.
+
+    :param student: logits (batch, n_labels).
+    :param teacher: logits (batch, n_labels).
+    """
+    pair = student.log_softmax(-1), teacher.log_softmax(-1)
+    return F.kl_div(*pair, log_target=True, reduction="sum") / n_examples
+
+
 def squared_error(student: Tensor, teacher: Tensor, n_examples: float) -> Tensor:
     """Squared error of scores (batch, 1) or (batch,), summed and divided by `n_examples`."""
     return (student.flatten() - teacher.flatten()).square().sum() / n_examples
@@ -139,10 +149,14 @@ def state_error(student: Tensor, teacher: Tensor, attention_mask: Tensor | None,
 
 
 def label_loss(logits: Tensor, labels: Tensor, n_examples: float) -> Tensor:
-    """Cross-entropy with integer labels (batch,), or squared error with float ones, divided by `n_examples`."""
+    """Cross-entropy with integer labels, or squared error with float ones, summed and divided by `n_examples`.
+
+    :param logits: (batch, n_labels), or (batch, seq, n_labels) for labels of tokens.
+    :param labels: (batch,), or (batch, seq), where -100 asks for nothing.
+    """
     if labels.is_floating_point():
         return squared_error(_wide(logits), labels, n_examples)
-    return F.cross_entropy(_wide(logits), labels, reduction="sum") / n_examples
+    return F.cross_entropy(_wide(logits).flatten(0, -2), labels.flatten(), reduction="sum") / n_examples
 
 
 def loss_terms(

@@ -18,12 +18,13 @@ import torch
 import transformers
 from torch import nn
 
-from dynabert.batches import Batch
+from dynabert.batches import Batch, in_row_order
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, count_params, longest_input
-from dynabert.errors import DataError, SettingError, one_of
+from dynabert.errors import SettingError, one_of
 from dynabert.modeling import loads_with
 from dynabert.precision import PRECISIONS, TrainingViews
+from dynabert.stack import evaluating
 from dynabert.statistics import ROW_METRICS, bootstrap_interval
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep
@@ -46,8 +47,11 @@ __all__ = [
     "Sweep",
     "labels_of",
     "latencies",
+    "machine_of",
+    "main_metric",
     "measure",
     "predict",
+    "quality_of",
     "selection_score",
     "views_of",
 ]
@@ -71,28 +75,22 @@ def predict(view: "PreTrainedModel", batches: Iterable[Batch], *, world: World =
     :raises DataError: no rows.
     """
     device = next(view.parameters()).device
-    was_training = view.training
-    view.eval()
     logits: list[torch.Tensor] = []
     ids: list[list[np.ndarray]] = [[] for _ in range(world.size)]
-    try:
-        with torch.inference_mode():
-            for number, batch in enumerate(batches):
-                owner = number % world.size
-                ids[owner].append(batch.ids.cpu().numpy())
-                if owner != world.rank:
-                    continue
-                output = view(**batch.to(device).inputs)
-                if "logits" not in output:
-                    raise SettingError(
-                        f"{type(view).__name__} has no task head; load it with one, for instance by n_labels"
-                    )
-                logits.append(output.logits.float().cpu())
-    finally:
-        if was_training:
-            view.train()
+    with evaluating(view), torch.inference_mode():
+        for number, batch in enumerate(batches):
+            owner = number % world.size
+            ids[owner].append(batch.ids.cpu().numpy())
+            if owner != world.rank:
+                continue
+            output = view(**batch.to(device).inputs)
+            if "logits" not in output:
+                raise SettingError(
+                    f"{type(view).__name__} has no task head; load it with one, for instance by n_labels"
+                )
+            logits.append(output.logits.float().cpu())
     mine = torch.cat(logits) if logits else torch.zeros(0, view.config.num_labels or 0)
-    return _by_id([world.gather_rows(mine).numpy()], [part for parts in ids for part in parts])
+    return in_row_order([world.gather_rows(mine).numpy()], [part for parts in ids for part in parts])
 
 
 def labels_of(batches: Iterable[Batch]) -> np.ndarray:
@@ -109,13 +107,7 @@ def labels_of(batches: Iterable[Batch]) -> np.ndarray:
             raise SettingError("these rows have no labels, so nothing can be measured on them; give rows with labels")
         labels.append(batch.labels.cpu().numpy())
         ids.append(batch.ids.cpu().numpy())
-    return _by_id(labels, ids)
-
-
-def _by_id(parts: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> np.ndarray:
-    if not ids:
-        raise DataError("there are no rows to measure on; check the data files")
-    return np.concatenate(parts)[np.argsort(np.concatenate(ids), kind="stable")]
+    return in_row_order(labels, ids)
 
 
 def measure(
@@ -158,13 +150,13 @@ def measure(
         _random_inputs(elastic.model, latency)  # what cannot be measured is said before the predictions are made
     view_of = views_of(elastic, precision)
     compared = predict(view_of(Subnet()), rows, world=world) if reference is None else reference
-    reference_metric = _main(metric_of(task, labels, compared))
+    reference_metric = main_metric(metric_of(task, labels, compared))
     qualities = []
     for done, subnet in enumerate(chosen):
         _tell(progress, "predict", done, len(chosen))
         known = reference is None and subnet == Subnet()
         logits = compared if known else predict(view_of(subnet), rows, world=world)
-        qualities.append(_quality(task, labels, logits, compared, reference_metric))
+        qualities.append(quality_of(task, labels, logits, compared, reference_metric))
     _tell(progress, "predict", len(chosen), len(chosen))
     times = {}
     if latency is not None and world.is_first:
@@ -176,7 +168,7 @@ def measure(
         reference=reference_metric,
         precision=precision,
         latency=latency,
-        machine=_machine(elastic.model.device),
+        machine=machine_of(elastic.model.device),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint=fingerprint or _fingerprint(elastic, chosen, rows),
     )
@@ -190,12 +182,18 @@ def measure(
 
 
 def selection_score(
-    batches: Iterable[Batch], task: Task, *, precision: str = "bf16", world: World = ALONE
+    batches: Iterable[Batch],
+    task: Task,
+    *,
+    subnets: Sequence[Subnet] | None = None,
+    precision: str = "bf16",
+    world: World = ALONE,
 ) -> "Evaluate":
     """The score by which training chooses weights: the mean of the main metric over the Subnets of a stage.
 
     :param batches: held-out rows, each once, with labels; read once and kept.
     :param task: says how predictions are judged.
+    :param subnets: others than those of the stage's grid.
     :param precision: of the matrix products.
     :param world: the ranks that predict together.
     :return: a function of an `ElasticModel` and a `Stage`, for `dynabert.distill`.
@@ -207,8 +205,9 @@ def selection_score(
 
     def evaluate(elastic: ElasticModel, stage: "Stage") -> float:
         view_of = views_of(elastic, precision)
-        predicted = (predict(view_of(subnet), rows, world=world) for subnet in stage.grid(elastic.grid))
-        return float(np.mean([_main(metric_of(task, labels, logits)) for logits in predicted]))
+        chosen = stage.grid(elastic.grid) if subnets is None else subnets
+        predicted = (predict(view_of(subnet), rows, world=world) for subnet in chosen)
+        return float(np.mean([main_metric(metric_of(task, labels, logits)) for logits in predicted]))
 
     return evaluate
 
@@ -303,16 +302,24 @@ def _random_inputs(model: "PreTrainedModel", settings: LatencySettings) -> dict[
     return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
 
 
-def _quality(
+def quality_of(
     task: Task, labels: np.ndarray, logits: np.ndarray, compared: np.ndarray, reference_metric: float
 ) -> Quality:
+    """How good predictions are.
+
+    :param task: says how they are judged.
+    :param labels: shape (rows,).
+    :param logits: the predictions, shape (rows, n_labels).
+    :param compared: logits of the network to compare with, likewise.
+    :param reference_metric: its main metric.
+    """
     metrics = metric_of(task, labels, logits)
     low, high = bootstrap_interval(ROW_METRICS[task.primary_metric], labels, logits)
     if task.is_regression:
         agreement = ROW_METRICS["pearson"](compared.reshape(-1), logits)
     else:
         agreement = float(np.mean(compared.argmax(axis=1) == logits.argmax(axis=1)))
-    kept = _main(metrics) / reference_metric if reference_metric > 0 else None
+    kept = main_metric(metrics) / reference_metric if reference_metric > 0 else None
     return Quality(metrics=metrics, metric_low=low, metric_high=high, kept=kept, agreement=agreement)
 
 
@@ -344,7 +351,8 @@ def views_of(elastic: ElasticModel, precision: str) -> "Callable[[Subnet], PreTr
     return elastic.at if precision == "fp32" else TrainingViews(elastic, precision=precision).at
 
 
-def _main(metrics: Mapping[str, float]) -> float:
+def main_metric(metrics: Mapping[str, float]) -> float:
+    """The first of some metrics, by which is chosen."""
     return next(iter(metrics.values()))
 
 
@@ -357,7 +365,8 @@ def _nothing() -> None:
     """On a CPU a call is done when it returns."""
 
 
-def _machine(device: torch.device) -> Machine:
+def machine_of(device: torch.device) -> Machine:
+    """This machine, with a device of it."""
     return Machine(
         cpu=_cpu_name(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}
 """Data types of the matrix products, by name. The weights that are trained are fp32 in every case."""
 
+VIEWS_KEPT = 64
+"""Views that a training loop keeps, the last used ones. A grid has fewer; random layers of a deep encoder far more."""
+
 _LOWERED = "_dynabert_lowered"
 """Attribute of a tensor of features that keeps its conversion for as long as it lives itself."""
 
@@ -184,21 +187,26 @@ class TrainingViews:
 
     def at(self, subnet: Subnet) -> "PreTrainedModel":
         """The training view of a Subnet, cached. Set its mode with `.train()` or `.eval()` before use."""
-        if subnet not in self._views:
-            view = self.elastic.make_view(self.elastic.slices(subnet), linear=self._linear)
-            on_cpu = self.elastic.model.device.type == "cpu"
-            if on_cpu:
-                view.set_attn_implementation(attention.NAME)
-            elif self._low and view.config._attn_implementation == "eager":
-                # Eager attention adds an fp32 mask to low-precision products and then cannot multiply the values.
-                view.set_attn_implementation("sdpa")
-            for name, module in list(view.named_modules()):
-                if isinstance(module, nn.Embedding):
-                    view.set_submodule(name, TrainingEmbedding(module))
-                elif type(module) is nn.Dropout and on_cpu:
-                    view.set_submodule(name, attention.TrainingDropout(module.p))
-            self._views[subnet] = view
-        return self._views[subnet]
+        view = self._views.pop(subnet, None) or self._made(subnet)
+        self._views[subnet] = view  # the last used one stands last
+        if len(self._views) > VIEWS_KEPT:
+            del self._views[next(iter(self._views))]
+        return view
+
+    def _made(self, subnet: Subnet) -> "PreTrainedModel":
+        view = self.elastic.make_view(self.elastic.slices(subnet), linear=self._linear)
+        on_cpu = self.elastic.model.device.type == "cpu"
+        if on_cpu:
+            view.set_attn_implementation(attention.NAME)
+        elif self._low and view.config._attn_implementation == "eager":
+            # Eager attention adds an fp32 mask to low-precision products and then cannot multiply the values.
+            view.set_attn_implementation("sdpa")
+        for name, module in list(view.named_modules()):
+            if isinstance(module, nn.Embedding):
+                view.set_submodule(name, TrainingEmbedding(module))
+            elif type(module) is nn.Dropout and on_cpu:
+                view.set_submodule(name, attention.TrainingDropout(module.p))
+        return view
 
     def _linear(self, weight: nn.Parameter, bias: nn.Parameter | None, **sizes: int) -> TrainingLinear:
         low_weight = self._low.get(id(weight))

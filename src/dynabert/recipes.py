@@ -1,12 +1,20 @@
 """Stages and recipes: a whole training plan as data. The loop that runs them is in `dynabert.distill`."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from dynabert.errors import SettingError, check_choices, one_of
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
 from dynabert.seeds import derive_seed
 from dynabert.subnet import Subnet, SubnetGrid
+
+
+class Drawing(Protocol):
+    """Says which Subnets a step trains: `Schedule` is one."""
+
+    def subnets(self, grid: SubnetGrid, seed: int, step: int) -> tuple[Subnet, ...]:
+        """The Subnets of one step, those of one width together: a pure function of its arguments."""
+
 
 ScheduleKind = Literal["all", "sandwich", "ladder"]
 SCHEDULES: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
@@ -72,7 +80,7 @@ class Stage:
     weights: LossWeights
     teacher: Literal["none", "original", "previous"] = "original"
     teacher_width: Literal["matching", "full"] = "full"
-    schedule: Schedule = Schedule()
+    schedule: Drawing = Schedule()
     epochs: float = 1.0
     lr: float = 2e-5
 

@@ -125,14 +125,14 @@ class Cost:
 class Measurement:
     """One measured Subnet.
 
-    :param subnet: its name.
-    :param n_layers: layers that it really executes.
+    :param subnet: its name; of another method, the name of the operating point.
+    :param n_layers: layers that it really executes; with early exits, the mean over the rows.
     :param of_layers: layers of the full network.
     :param loads_with: what can load it once it is extracted.
     """
 
     subnet: str
-    n_layers: int
+    n_layers: float
     of_layers: int
     quality: Quality
     cost: Cost
@@ -336,7 +336,7 @@ def _cells(row: Measurement) -> tuple[str, ...]:
     quality, cost = row.quality, row.cost
     return (
         row.subnet,
-        f"{row.n_layers}/{row.of_layers}",
+        f"{row.n_layers:.3g}/{row.of_layers}",
         f"{row.metric:.4f}",
         f"{quality.metric_low:.3f} to {quality.metric_high:.3f}",
         "-" if quality.kept is None else f"{100 * quality.kept:.1f}",

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynabert.elastic import ElasticModel
+from dynabert.errors import SettingError
 from dynabert.recipes import Stage
 from dynabert.subnet import Subnet, encoder_flops
+
+if TYPE_CHECKING:
+    from dynabert.batches import BatchSource
 
 BACKWARD = 2
 """FLOPs of a backward pass, in forward passes: one gradient of the inputs and one of the weights."""
@@ -53,6 +58,51 @@ def planned_stages(
         return PlannedStage(stage.name, n_steps, sum(sampled) / len(sampled))
 
     return tuple(planned(stage) for stage in stages)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of a mean training step.
+
+    :param n_rows: over all micro-batches.
+    :param seq: tokens of each, padding included.
+    """
+
+    n_rows: float
+    seq: int
+
+    @classmethod
+    def of(cls, batches: "BatchSource") -> "StepRows":
+        """Of the first steps of some batches, at most 64."""
+        n_steps = min(len(batches), _SAMPLED)
+        shapes = [batch.inputs["input_ids"].shape for step in range(n_steps) for batch in batches.micro_batches(step)]
+        n_rows = sum(rows for rows, _ in shapes)
+        return cls(n_rows / n_steps, round(sum(rows * seq for rows, seq in shapes) / n_rows))
+
+
+def mean_step_flops(stage: Stage, elastic: ElasticModel, rows: StepRows, *, seed: int) -> float:
+    """FLOPs of a mean step of a stage on rows of their real length, the mean over the first 64 steps it may draw."""
+    drawn = [step_flops(stage, elastic, seed=seed, step=step, seq=rows.seq) for step in range(_SAMPLED)]
+    return rows.n_rows * sum(drawn) / len(drawn)
+
+
+def forward_flops(elastic: ElasticModel, subnet: Subnet, rows: StepRows) -> float:
+    """FLOPs of one forward pass of a Subnet on the rows of a mean step."""
+    return rows.n_rows * _forward_flops(elastic, subnet, rows.seq)
+
+
+def affordable_steps(budget_flops: float, flops: float) -> int:
+    """How many training steps a budget pays.
+
+    :param budget_flops: what may be spent.
+    :param flops: of a mean step.
+    :raises SettingError: not even one.
+    """
+    if not budget_flops >= flops:
+        raise SettingError(
+            f"a budget of {budget_flops:.3g} FLOPs does not pay one training step, which takes {flops:.3g}; raise it"
+        )
+    return int(budget_flops / flops)
 
 
 def _forward_flops(elastic: ElasticModel, subnet: Subnet, seq: int) -> int:

@@ -1,0 +1,176 @@
+"""The methods that DynaBERT is compared with, by one door: the same inputs, the same Sweep out.
+
+Every one is trained on models and batches in memory, for as many steps as a budget of FLOPs pays, and seeded like all
+training here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dynabert.baselines import plain
+from dynabert.baselines.deebert import deebert
+from dynabert.baselines.fastbert import fastbert
+from dynabert.baselines.layerdrop import layerdrop
+from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
+from dynabert.distill import Training
+from dynabert.elastic import ElasticModel
+from dynabert.errors import SettingError, one_of
+from dynabert.hooks import Hooks
+from dynabert.tasks import Task
+
+if TYPE_CHECKING:
+    from dynabert.batches import Batches
+
+__all__ = [
+    "METHODS",
+    "ElasticMethod",
+    "ExitMethod",
+    "Inputs",
+    "Method",
+    "Predicted",
+    "SeparateMethod",
+    "Spent",
+    "sweep_of",
+    "train_method",
+]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every method may use.
+
+    :param teacher: the fine-tuned network.
+    :param start: the pre-trained encoder with a fresh head, for methods that fine-tune it themselves.
+    :param rows: training rows, held-out rows for choices, and the task.
+    :param budget_flops: what training may spend, see `dynabert.baselines.method.Spent`.
+    :param lr: of fine-tuning.
+    """
+
+    teacher: ElasticModel
+    start: ElasticModel
+    rows: plain.Rows
+    budget_flops: float
+    training: Training
+    lr: float
+    hooks: Hooks | None = None
+
+
+def _deebert(inputs: Inputs) -> Method:
+    return deebert(
+        inputs.teacher,
+        inputs.rows.train,
+        training=inputs.training,
+        lr=inputs.lr,
+        budget_flops=inputs.budget_flops,
+        pooler_of=inputs.start.model,
+        hooks=inputs.hooks,
+    )
+
+
+def _fastbert(inputs: Inputs) -> Method:
+    return fastbert(
+        inputs.teacher,
+        inputs.rows.train,
+        training=inputs.training,
+        lr=inputs.lr,
+        budget_flops=inputs.budget_flops,
+        hooks=inputs.hooks,
+    )
+
+
+def _layerdrop(inputs: Inputs, *, name: str, rate: float, validated: bool = False) -> Method:
+    return layerdrop(
+        inputs.start,
+        inputs.rows.train,
+        select=inputs.rows.select,
+        task=inputs.rows.task,
+        training=inputs.training,
+        lr=inputs.lr,
+        budget_flops=inputs.budget_flops,
+        rate=rate,
+        selection="validated" if validated else "every-other",
+        name=name,
+        hooks=inputs.hooks,
+    )
+
+
+def _plain(
+    inputs: Inputs, *, name: str, train: Callable[..., Method], source: ElasticModel, whole_grid: bool = False
+) -> Method:
+    return train(
+        source,
+        inputs.rows,
+        subnets=tuple(source.grid) if whole_grid else plain.first_layers(source.shape),
+        training=inputs.training,
+        lr=inputs.lr,
+        budget_flops=inputs.budget_flops,
+        name=name,
+        hooks=inputs.hooks,
+    )
+
+
+def _first_layers(inputs: Inputs) -> Method:
+    return _plain(inputs, name="first-layers", train=plain.fine_tuned, source=inputs.start)
+
+
+def _first_layers_distilled(inputs: Inputs) -> Method:
+    return _plain(inputs, name="first-layers-distilled", train=plain.distilled, source=inputs.teacher)
+
+
+def _alone(inputs: Inputs) -> Method:
+    source = plain.rewired(inputs.teacher, inputs.rows.train)
+    return _plain(inputs, name="alone", train=plain.distilled, source=source, whole_grid=True)
+
+
+METHODS: Mapping[str, Callable[[Inputs], Method]] = {
+    "deebert": _deebert,
+    "fastbert": _fastbert,
+    "layerdrop": partial(_layerdrop, name="layerdrop", rate=0.2),
+    "layerdrop-0.5": partial(_layerdrop, name="layerdrop-0.5", rate=0.5),
+    "layerdrop-validated": partial(_layerdrop, name="layerdrop-validated", rate=0.2, validated=True),
+    "first-layers": _first_layers,
+    "first-layers-distilled": _first_layers_distilled,
+    "alone": _alone,
+}
+"""By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of several
+depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as validated on the `select` rows. The others
+train several networks, which share the budget equally: the `first-layers` fine-tuned on labels or distilled from the
+teacher, and every size of the grid distilled `alone` from the rewired teacher."""
+
+
+def train_method(
+    name: str,
+    teacher: ElasticModel,
+    start: ElasticModel,
+    *,
+    train: "Batches",
+    select: "Batches",
+    task: Task,
+    budget_flops: float,
+    training: Training,
+    lr: float,
+    hooks: Hooks | None = None,
+) -> Method:
+    """Train one of the methods that DynaBERT is compared with.
+
+    :param name: in `METHODS`.
+    :param teacher: the fine-tuned network; not changed.
+    :param start: the pre-trained encoder with a fresh head; not changed.
+    :param train: training rows, by step.
+    :param select: held-out rows for choices, each once.
+    :param task: says how predictions are judged.
+    :param budget_flops: what training may spend: forward and backward passes of the encoder at the mean length of the
+        rows, teachers included.
+    :param training: settings of the loop.
+    :param lr: of fine-tuning.
+    :param hooks: told of each step.
+    :return: the method, to predict and measure with.
+    :raises SettingError: an unknown name, early exit for a regression, or a budget below one step.
+    """
+    if name not in METHODS:
+        raise SettingError(one_of("method", name, METHODS))
+    return METHODS[name](
+        Inputs(teacher, start, plain.Rows(train, select, task), budget_flops, training=training, lr=lr, hooks=hooks)
+    )

@@ -1,0 +1,134 @@
+"""Networks of one size, each trained for itself: the first layers alone, or every size of the grid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dynabert.baselines.fitting import Only, fit_subnets
+from dynabert.baselines.layerdrop import SHARES, whole_layers
+from dynabert.baselines.method import SeparateMethod, Small, Spent
+from dynabert.distill import Training
+from dynabert.elastic import ElasticModel
+from dynabert.hooks import Hooks
+from dynabert.measure import selection_score
+from dynabert.recipes import RECIPES, TEACHER, Stage
+from dynabert.rewire import rewire, score
+from dynabert.subnet import EncoderShape, Subnet
+from dynabert.tasks import Task
+
+if TYPE_CHECKING:
+    from dynabert.batches import Batches
+
+_LABELS = replace(TEACHER, name="alone")
+_DISTILLED = replace(_LABELS, weights=RECIPES["default"].stages[-1].weights, teacher="original")
+"""The loss of our depth stage, from the fine-tuned network."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a training sees, and how it is judged.
+
+    :param train: by step.
+    :param select: held-out rows for the choice of the best weights.
+    """
+
+    train: "Batches"
+    select: "Batches"
+    task: Task
+
+
+def first_layers(shape: EncoderShape, shares: Sequence[float] = SHARES) -> tuple[Subnet, ...]:
+    """The first layers of an encoder, for each share of them, largest first."""
+    counts = sorted({max(1, round(share * shape.n_layers)) for share in shares}, reverse=True)
+    return tuple(whole_layers(shape, range(n_kept)) for n_kept in counts)
+
+
+def fine_tuned(
+    start: ElasticModel,
+    rows: Rows,
+    *,
+    subnets: Sequence[Subnet],
+    training: Training,
+    lr: float,
+    budget_flops: float,
+    name: str = "first-layers",
+    hooks: Hooks | None = None,
+) -> SeparateMethod:
+    """Each Subnet of a pre-trained encoder fine-tuned on labels, with weights of its own.
+
+    :param start: the encoder with a fresh head.
+    :param subnets: which.
+    :param budget_flops: of all of them together; each gets the same share.
+    """
+    stage = replace(_LABELS, lr=lr)
+    return _each(
+        start, None, stage, rows, subnets=subnets, budget_flops=budget_flops, training=training, name=name, hooks=hooks
+    )
+
+
+def distilled(
+    teacher: ElasticModel,
+    rows: Rows,
+    *,
+    subnets: Sequence[Subnet],
+    training: Training,
+    lr: float,
+    budget_flops: float,
+    name: str = "alone",
+    hooks: Hooks | None = None,
+) -> SeparateMethod:
+    """Each Subnet of a fine-tuned network distilled from it, by the loss of our depth stage, with weights of its own.
+
+    :param teacher: the network that each starts from and learns from; where heads or neurons are cut, best rewired.
+    :param subnets: which.
+    :param budget_flops: of all of them together; each gets the same share.
+    """
+    stage = replace(_DISTILLED, lr=lr)
+    return _each(
+        teacher,
+        teacher,
+        stage,
+        rows,
+        subnets=subnets,
+        budget_flops=budget_flops,
+        training=training,
+        name=name,
+        hooks=hooks,
+    )
+
+
+def rewired(teacher: ElasticModel, train: "Batches") -> ElasticModel:
+    """A copy whose important heads and neurons come first. Scoring is not counted as training."""
+    copy = teacher.copy()
+    rewire(copy, score(teacher, train))
+    return copy
+
+
+def _each(
+    source: ElasticModel,
+    teacher: ElasticModel | None,
+    stage: Stage,
+    rows: Rows,
+    *,
+    subnets: Sequence[Subnet],
+    budget_flops: float,
+    training: Training,
+    name: str,
+    hooks: Hooks | None,
+) -> SeparateMethod:
+    """One training after the other; of each only its small model is kept."""
+    members, spent = {}, Spent()
+    for subnet in subnets:
+        elastic = source.copy()
+        spent += fit_subnets(
+            elastic,
+            replace(stage, schedule=Only(subnet)),
+            rows.train,
+            budget_flops=budget_flops / len(subnets),
+            training=training,
+            teacher=teacher,
+            evaluate=selection_score(rows.select, rows.task, subnets=(subnet,)),
+            hooks=hooks,
+        )
+        members[subnet.name] = Small.of(elastic, subnet)
+    return SeparateMethod(name=name, members=members, spent=spent)
