@@ -101,6 +101,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, first: int, size: int) -> "Batch":
+        """Some of its rows, without the padding that none of them needs."""
+        rows = slice(first, first + size)
+        longest = int(self.inputs["attention_mask"][rows].sum(-1).max())
+        inputs = {name: column[rows, :longest] for name, column in self.inputs.items()}
+        return Batch(inputs, None if self.labels is None else self.labels[rows], self.ids[rows])
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}

@@ -87,7 +87,7 @@ def prepare(
     task, roles = source.load()
     if plan.teacher == "auto":
         plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
-    encoder = _load_for(task, model, plan)
+    encoder = load_for(task, model, plan)
     elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
     tokenizer = load_tokenizer(model)
     # Saved with the results, so that whoever predicts with them cuts long texts where training did.
@@ -112,8 +112,13 @@ def _has_head(model: str | Path, task: Task) -> bool:
     return [label.lower() for label in labels] == [label.lower() for label in task.labels]
 
 
-def _load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
-    """The encoder with a head for the task, its classes named."""
+def load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
+    """The encoder with a head for the task, its classes named.
+
+    :param model: folder or hub name.
+    :param plan: says whether the head must be there, and the seed of a new one.
+    :raises SettingError: the plan takes the teacher as it is, and the model has no head for the task.
+    """
     if plan.teacher is None and not _has_head(model, task):
         what = "a score" if task.is_regression else f"the classes {', '.join(task.labels)}"
         raise SettingError(f"{model} has no head for {what}, in this order; let the teacher train for some epochs")

@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ __all__ = [
     "selection_score",
     "views_of",
 ]
+
+Key = TypeVar("Key")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on (``"predict"`` or ``"latency"``), how much of it is done, and how much there is."""
@@ -248,13 +250,13 @@ def latencies(
 
 
 def interleaved_ms(
-    calls: Mapping[Subnet, Callable[[], object]],
+    calls: Mapping[Key, Callable[[], object]],
     repeats: int,
     *,
     finish: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
-) -> dict[Subnet, float]:
+) -> dict[Key, float]:
     """The median time of each call, in milliseconds; they take turns in every repeat.
 
     :param calls: what to time.
@@ -265,18 +267,18 @@ def interleaved_ms(
     """
     for call in calls.values():
         call()
-    times: dict[Subnet, list[float]] = {subnet: [] for subnet in calls}
+    times: dict[Key, list[float]] = {key: [] for key in calls}
     for repeat in range(repeats):
         _tell(progress, "latency", repeat, repeats)
-        for subnet, call in calls.items():
+        for key, call in calls.items():
             call()
             finish()
             start = clock()
             call()
             finish()
-            times[subnet].append(clock() - start)
+            times[key].append(clock() - start)
     _tell(progress, "latency", repeats, repeats)
-    return {subnet: 1e3 * float(np.median(taken)) for subnet, taken in times.items()}
+    return {key: 1e3 * float(np.median(taken)) for key, taken in times.items()}
 
 
 def check_length(model: "PreTrainedModel", settings: LatencySettings) -> None:

@@ -266,10 +266,18 @@ class Sweep:
 
         :raises ModelFileError: a file that is missing, damaged, of a later version, or something else.
         """
-        saved = read_json(path)
+        return cls.from_dict(read_json(path), what=str(path))
+
+    @classmethod
+    def from_dict(cls, saved: Any, *, what: str) -> "Sweep":  # noqa: ANN401 (whatever a file holds)
+        """What `to_dict` gave.
+
+        :param what: it was read from, for the message.
+        :raises ModelFileError: of a later version, or something else.
+        """
         version = saved.get("format_version") if isinstance(saved, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ModelFileError(f"{path} has format {version}, newer than {FORMAT_VERSION}: update dynabert")
+            raise ModelFileError(f"{what} has format {version}, newer than {FORMAT_VERSION}: update dynabert")
         try:
             _check_keys(saved, {"format_version", "context", "rows"}, "the file")
             if version != FORMAT_VERSION or not isinstance(saved["rows"], list):
@@ -280,7 +288,7 @@ class Sweep:
                 raise TypeError(f"a row whose main metric is not {context.metric}")
             return cls(rows, context)
         except (TypeError, SettingError) as error:
-            raise ModelFileError(f"{path} is not a Sweep ({error}); measure again") from error
+            raise ModelFileError(f"{what} is not a Sweep ({error}); measure again") from error
 
     def to_table(self) -> "Table":
         """The rows as a table of rich, metrics as fractions."""

@@ -11,7 +11,7 @@ from dynabert.errors import ModelFileError
 from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.run import load_result, load_sweep, train
-from dynabert.studies.trials import Point, Study, Trial
+from dynabert.studies.trials import Study, Trial
 from dynabert.subnet import encoder_flops
 
 
@@ -92,11 +92,18 @@ def test_a_budget_makes_a_recipe_cheaper_and_the_stages_keep_their_shares(run: P
     assert study.at_budget(one, elastic).stages[0].epochs > 0.5
 
 
-def test_a_damaged_trial_is_said(tmp_path: Path) -> None:
-    trial = Trial("x", 1.0, 1, (Point("w1-d1", 0.5, 1.0, 1.0, 2.0),), {"w1-d1": np.zeros((3, 2), np.float32)})
+def test_a_damaged_trial_is_said(run: Path, tmp_path: Path) -> None:
+    study = Study(run)
+    trial = study.trained("same", study.plan, seed=42)
     path = tmp_path / "trials" / "x.safetensors"
     trial.save(path)
     assert Trial.load(path).points == trial.points
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ModelFileError, match="delete it, and it is trained again"):
         Trial.load(path)
+
+
+def test_small_sizes_take_less_time_in_the_table(run: Path) -> None:
+    study = Study(run)
+    times = [point.time for point in study.trained("same", study.plan, seed=42).points]
+    assert all(0 < single < 5 and 0 < together < 5 for single, together in times)

@@ -90,6 +90,9 @@ class Method(Protocol):
     def predict(self, point: str, batches: Iterable[Batch]) -> Predicted:
         """The answers at one point, to rows that come once each."""
 
+    def answer(self, point: str, batches: Iterable[Batch]) -> object:
+        """The same, run batch by batch as it is served: what takes time is what is timed."""
+
     def n_params(self, point: str) -> int:
         """Parameters that have to be in memory for one point."""
 
@@ -107,6 +110,14 @@ class Trained:
 
     name: str
     spent: Spent = Spent()
+
+    def predict(self, point: str, batches: Iterable[Batch]) -> Predicted:
+        """The answers at one point."""
+        raise NotImplementedError
+
+    def answer(self, point: str, batches: Iterable[Batch]) -> object:
+        """The same, as it is served."""
+        return self.predict(point, batches)
 
     @property
     def training_flops(self) -> float:
@@ -274,6 +285,10 @@ class ExitMethod(Trained):
         threshold = known(self.name, point, self._thresholds())
         exited = exits_at(self.all_exits(batches), threshold, self.rule)
         return Predicted(exited.logits, exited.n_layers, self.flops_by_exit()[exited.n_layers - 1])
+
+    def answer(self, point: str, batches: Iterable[Batch]) -> object:
+        """The same, with rows that really leave."""
+        return self.exits.predict(batches, known(self.name, point, self._thresholds()))
 
     def all_exits(self, batches: Iterable[Batch]) -> np.ndarray:
         """The logits of all ramps, see `EarlyExit.all_exits`; computed once for rows that are asked for repeatedly."""

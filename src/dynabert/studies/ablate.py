@@ -12,20 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.errors import SettingError
 from dynabert.files import write_json
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.run import load_result
 from dynabert.statistics import ROW_METRICS, Resampled, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, variants_of
-from dynabert.studies.trials import Study, Trial
+from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings
 from dynabert.sweep import plain_text
 
 BASE = "base"
 MEAN = "mean"
 RESULT = "ablate.json"
-N_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,7 @@ def ablate(
     :return: of each run also written to its ``studies/ablate.json``.
     :raises SettingError: an unknown factor, no runs or seeds, or rates or a budget that are not above 0.
     """
-    if not runs or n_seeds < 1 or not budget > 0 or not all(rate > 0 for rate in lrs):
-        raise SettingError(f"runs, seeds {n_seeds}, budget {budget:g} and learning rates {tuple(lrs)} must be above 0")
+    check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [
         _TaskStudy(Study(Path(run), budget=budget, limit=limit, hooks=hooks), factors, rates=lrs, n_seeds=n_seeds)
         for run in runs

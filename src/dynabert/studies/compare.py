@@ -16,7 +16,7 @@ from dynabert.baselines import METHODS, train_method
 from dynabert.errors import SettingError, one_of
 from dynabert.files import write_json
 from dynabert.hooks import Hooks
-from dynabert.statistics import ROW_METRICS, Resampled, holm, mean_difference, p_value, resampled_difference
+from dynabert.statistics import ROW_METRICS, Difference, Resampled, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, check_settings
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
@@ -44,7 +44,7 @@ class Standing:
     point: str
     metric: float
     flops: float
-    difference: tuple[float, float, float] | None
+    difference: Difference | None
     p_holm: float | None
     time: tuple[float, float] | None
     lr: float | None
@@ -79,7 +79,7 @@ class Comparison:
         from rich.table import Table
 
         title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs; full network {self.full:.2f}"
-        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training a row of 128 tokens each"
+        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         for name in ("method", "FLOPs at most", "point"):
             table.add_column(name, no_wrap=True)
@@ -257,7 +257,7 @@ def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:
         resampled = [row.resampled for row in rows if row.resampled is not None]
         if len(resampled) == len(rows):
             difference = mean_difference(resampled)
-            standing = replace(standing, difference=tuple(100 * value for value in difference))
+            standing = replace(standing, difference=Difference(*(100 * value for value in difference)))
             p_values[len(merged)] = p_value(np.mean([found.values for found in resampled], axis=0))
         merged.append(standing)
     for number, p in zip(p_values, holm(list(p_values.values())), strict=True):

@@ -10,8 +10,9 @@ afterwards (metrics, intervals, which point to choose) is computed from them.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,25 +20,33 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dynabert.errors import ModelFileError
+from dynabert.baselines.method import ElasticMethod, Method, Spent, sweep_of
+from dynabert.batches import Batch
+from dynabert.elastic import ElasticModel
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import atomic_write_bytes, remove_folder
 from dynabert.hooks import Hooks
-from dynabert.job import Prepared
-from dynabert.loading import load_tokenizer
-from dynabert.measure import labels_of, predict
+from dynabert.job import Prepared, load_for
+from dynabert.loading import load, load_tokenizer
+from dynabert.measure import interleaved_ms, labels_of, predict
 from dynabert.plan import Plan
 from dynabert.recipes import Recipe
+from dynabert.rewire import rewire, score
 from dynabert.run import Saved, load_result, train, train_teacher
 from dynabert.statistics import ROW_METRICS
-from dynabert.subnet import encoder_flops
+from dynabert.sweep import Sweep
 from dynabert.tasks import Task
-from dynabert.workload import planned_stages
+from dynabert.workload import StepRows, mean_step_flops
 
 if TYPE_CHECKING:
-    from dynabert.elastic import ElasticModel
+    from transformers import PreTrainedModel
 
 FORMAT_VERSION = 1
 STUDIES = "studies"
+N_RESAMPLES = 2000
+"""Of rows and seeds, in every interval of a study."""
+
+_REPEATS = 3  # timed runs over a sample
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Point:
     :param select_flops: encoder FLOPs of a row at 128 tokens, mean over the `select` rows.
     :param flops: likewise over the validation rows.
     :param n_layers: executed, mean over the validation rows.
+    :param time: of an input, as a share of the full network's: one by one, and in batches of 32.
     """
 
     name: str
@@ -56,15 +66,17 @@ class Point:
     select_flops: float
     flops: float
     n_layers: float
+    time: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
     """A finished training: what it cost and what it predicts.
 
-    :param training_flops: encoder FLOPs of all its steps, on one row of 128 tokens each.
+    :param training_flops: see `dynabert.baselines.method.Spent`.
     :param n_steps: of all its stages.
     :param logits: of the validation rows, by point, shape (rows, labels) each.
+    :param sweep: of all points on the validation rows, beside the teacher.
     """
 
     name: str
@@ -72,6 +84,7 @@ class Trial:
     n_steps: int
     points: tuple[Point, ...]
     logits: Mapping[str, np.ndarray]
+    sweep: Sweep
 
     @property
     def select_score(self) -> float:
@@ -80,8 +93,8 @@ class Trial:
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file, whole or not at all."""
-        about = {name: value for name, value in self.__dict__.items() if name != "logits"}
-        about["points"] = [asdict(point) for point in self.points]
+        about = {"name": self.name, "training_flops": self.training_flops, "n_steps": self.n_steps}
+        about |= {"points": [asdict(point) for point in self.points], "sweep": self.sweep.to_dict()}
         logits = {name: np.ascontiguousarray(rows, dtype=np.float32) for name, rows in self.logits.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(path, save(logits, {"format_version": str(FORMAT_VERSION), "trial": json.dumps(about)}))
@@ -95,9 +108,10 @@ class Trial:
         try:
             with safe_open(path, framework="np") as file:
                 about = json.loads((file.metadata() or {})["trial"])
-                points = tuple(Point(**point) for point in about.pop("points"))
+                points = tuple(Point(**{**point, "time": tuple(point["time"])}) for point in about.pop("points"))
                 logits = {point.name: file.get_tensor(point.name) for point in points}
-            return cls(**about, points=points, logits=logits)
+            sweep = Sweep.from_dict(about.pop("sweep"), what=str(path))
+            return cls(**about, points=points, logits=logits, sweep=sweep)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path} is no sound trial ({error}); delete it, and it is trained again") from error
 
@@ -146,13 +160,21 @@ class Study:
         """Labels of the validation rows."""
         return labels_of(self.rows(self.plan.training.seed).validation)
 
-    def budget_flops(self, elastic: "ElasticModel") -> float:
-        """Training FLOPs that each training may spend, on one row of 128 tokens a step."""
-        return self.budget * _flops(self.plan.recipe, elastic, self.rows(self.plan.training.seed))
+    def cost(self, recipe: Recipe, elastic: ElasticModel) -> float:
+        """Training FLOPs of a recipe on the rows of the study, see `dynabert.baselines.method.Spent`."""
+        train, seed = self.rows(self.plan.training.seed).train, self.plan.training.seed
+        rows = StepRows.of(train)
+        return sum(
+            stage.n_steps(len(train)) * mean_step_flops(stage, elastic, rows, seed=seed) for stage in recipe.stages
+        )
 
-    def at_budget(self, recipe: Recipe, elastic: "ElasticModel") -> Recipe:
+    def budget_flops(self, elastic: ElasticModel) -> float:
+        """Training FLOPs that each training may spend."""
+        return self.budget * self.cost(self.plan.recipe, elastic)
+
+    def at_budget(self, recipe: Recipe, elastic: ElasticModel) -> Recipe:
         """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
-        factor = self.budget_flops(elastic) / _flops(recipe, elastic, self.rows(self.plan.training.seed))
+        factor = self.budget_flops(elastic) / self.cost(recipe, elastic)
         return replace(recipe, stages=tuple(replace(stage, epochs=stage.epochs * factor) for stage in recipe.stages))
 
     def kept(self, name: str, settings: object, make: Callable[[], Trial]) -> Trial:
@@ -169,6 +191,22 @@ class Study:
             make().save(path)
         return Trial.load(path)
 
+    def network(self, seed: int | None = None) -> ElasticModel:
+        """The teacher of a seed, rewired: what DynaBERT's recipe starts from."""
+        seed = self.plan.training.seed if seed is None else seed
+        elastic = ElasticModel(load(self.teacher(seed)), self.plan.grid, depth_rule=self.plan.depth_rule)
+        rewire(elastic, score(elastic, self.rows(seed).train, scores=self.plan.recipe.scores))
+        return elastic
+
+    def start(self, seed: int) -> ElasticModel:
+        """The encoder that the teacher was fine-tuned from, with a new task head."""
+        plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
+        return ElasticModel(load_for(self.task, self.saved.model, plan), plan.grid, depth_rule=plan.depth_rule)
+
+    def teacher_logits(self, seed: int) -> np.ndarray:
+        """What the teacher of a seed says of the validation rows."""
+        return predict(load(self.teacher(seed)), self.rows(seed).validation)
+
     def trained(self, name: str, plan: Plan, *, seed: int) -> Trial:
         """A training by a plan of its own, from the teacher of a seed.
 
@@ -182,27 +220,75 @@ class Study:
     def _train(self, name: str, plan: Plan, seed: int) -> Trial:
         work = self.folder / "running" / f"{name.replace(' ', '-')}-{seed}"
         train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
-        elastic, rows = load_result(work), self.rows(seed)
-        metric, select = ROW_METRICS[rows.task.primary_metric], labels_of(rows.select)
-        points, logits = [], {}
-        for subnet in elastic.grid:
-            view, slices = elastic.at(subnet), elastic.slices(subnet)
-            flops = encoder_flops(elastic.shape, slices)
-            scored = metric(select, predict(view, rows.select))
-            points.append(Point(subnet.name, scored, flops, flops, len(slices)))
-            logits[subnet.name] = predict(view, rows.validation)
-        planned = planned_stages(plan.recipe.stages, elastic, steps_per_epoch=len(rows.train), seed=seed)
-        trial = Trial(
-            name,
-            sum(stage.n_steps * stage.flops for stage in planned),
-            sum(stage.n_steps for stage in planned),
-            tuple(points),
-            logits,
-        )
+        elastic = load_result(work)
+        n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
+        spent = Spent(self.cost(plan.recipe, elastic), n_steps)
+        trial = self.trial(name, ElasticMethod(name=name, elastic=elastic, spent=spent), seed)
         remove_folder(work)
         return trial
 
+    def trial(self, name: str, method: Method, seed: int) -> Trial:
+        """What is kept of a trained method."""
+        rows = self.rows(seed)
+        metric, labels = ROW_METRICS[rows.task.primary_metric], labels_of(rows.select)
+        teacher = load(self.teacher(seed)).eval()
+        selected = {point: method.predict(point, rows.select) for point in method.points()}
+        answers = {point: method.predict(point, rows.validation) for point in method.points()}
+        times = relative_times(method, teacher, rows.validation)
+        points = tuple(
+            Point(
+                name=point,
+                select_metric=metric(labels, selected[point].logits),
+                select_flops=float(selected[point].flops.mean()),
+                flops=float(answers[point].flops.mean()),
+                n_layers=float(answers[point].n_layers.mean()),
+                time=times[point],
+            )
+            for point in method.points()
+        )
+        return Trial(
+            name=name,
+            training_flops=method.training_flops,
+            n_steps=method.n_steps,
+            points=points,
+            logits={point: answer.logits for point, answer in answers.items()},
+            sweep=sweep_of(method, rows.validation, task=rows.task, reference=predict(teacher, rows.validation)),
+        )
 
-def _flops(recipe: Recipe, elastic: "ElasticModel", rows: Prepared) -> float:
-    planned = planned_stages(recipe.stages, elastic, steps_per_epoch=len(rows.train), seed=0)
-    return sum(stage.n_steps * stage.flops for stage in planned)
+
+def relative_times(method: Method, full: "PreTrainedModel", rows: Iterable[Batch]) -> dict[str, tuple[float, float]]:
+    """How long a method takes for an input, as a share of what the full network takes: one by one and 32 together.
+
+    A sample of the rows at their own lengths, all points and the full network taking turns, medians of the repeats.
+    """
+    batches = list(rows)
+    shares: dict[str, list[float]] = {point: [] for point in method.points()}
+    for sample in (_sample(batches, n=24, size=1), _sample(batches, n=3, size=32)):
+        calls: dict[str, Callable[[], object]] = {
+            point: partial(method.answer, point, sample) for point in method.points()
+        }
+        calls[""] = partial(predict, full, sample)
+        taken = interleaved_ms(calls, _REPEATS, finish=lambda: None)
+        for point, found in shares.items():
+            found.append(taken[point] / taken[""])
+    return {point: (single, together) for point, (single, together) in shares.items()}
+
+
+def _sample(batches: Sequence[Batch], *, n: int, size: int) -> list[Batch]:
+    """Some batches of a size, spread evenly over all rows, which stand in the order of their lengths."""
+    starts = np.cumsum([0, *map(len, batches)])
+    sample = []
+    for row in np.linspace(0, starts[-1] - 1, n).round().astype(int):
+        place = int(np.searchsorted(starts, row, side="right")) - 1
+        last_whole = max(0, len(batches[place]) - size)
+        sample.append(batches[place].part(min(row - starts[place], last_whole), size))
+    return sample
+
+
+def check_settings(runs: Sequence[object], *, n_seeds: int, budget: float, lrs: Sequence[float]) -> None:
+    """Refuse what no study can be made of.
+
+    :raises SettingError: no runs or seeds, or rates or a budget that are not above 0.
+    """
+    if not runs or n_seeds < 1 or not budget > 0 or not all(rate > 0 for rate in lrs):
+        raise SettingError(f"runs, seeds {n_seeds}, budget {budget:g} and learning rates {tuple(lrs)} must be above 0")
