@@ -297,7 +297,7 @@ def attention(
     rows: Annotated[int, typer.Option(help="Validation rows to study, drawn at random.")] = 200,
     threshold: Annotated[
         float, typer.Option(help="Similarity from which on a pattern counts as reproduced, in (0, 1).")
-    ] = 0.8,
+    ] = 0.85,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw it: FILE.svg or FILE.png.")] = None,
     device: Device = None,

@@ -423,15 +423,11 @@ def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = Fals
     """
     out, teacher = Path(out), elastic.copy()
     teacher.model.load_state_dict(load(out / "teacher").state_dict())
-    if rewired:
-        _put_in_order(teacher, Saved.of(out).plan, lambda: Importance.load(out / IMPORTANCE_FILE))
+    plan = Saved.of(out).plan
+    if rewired and plan.order != "as-is":
+        importance = Importance.load(out / IMPORTANCE_FILE)
+        rewire(teacher, reordered(importance, plan.order, seed=plan.training.seed))
     return teacher
-
-
-def _put_in_order(elastic: ElasticModel, plan: Plan, importance: Callable[[], Importance]) -> None:
-    """Give heads and neurons the order of a plan, in place; importance is asked for where it matters."""
-    if plan.order != "as-is":
-        rewire(elastic, reordered(importance(), plan.order, seed=plan.training.seed))
 
 
 def pick_device(name: str | None) -> str:

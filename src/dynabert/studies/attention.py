@@ -32,7 +32,7 @@ from dynabert.errors import DataError, SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress
 from dynabert.predict import columns_of, text_lines
-from dynabert.run import load_result, load_teacher, pick_device, rows_again
+from dynabert.run import Saved, load_result, load_teacher, pick_device
 from dynabert.seeds import permutation
 from dynabert.studies.patterns import THRESHOLD, AttentionStudy, Similarities, study_of
 from dynabert.subnet import Subnet
@@ -167,35 +167,42 @@ def attention_study(
     :raises DataError: no texts.
     """
     chosen = tuple(elastic.grid if subnets is None else subnets)
+    _check(teacher, elastic, chosen, threshold)
+    whole = _eager_view(teacher, Subnet())
+    networks = {"distilled": elastic, "cut": teacher}
+    views = {(name, subnet): _eager_view(net, subnet) for name, net in networks.items() for subnet in chosen}
+    of_patterns: list[Tensor] = []
+    of_heads: dict[tuple[str, Subnet], list[Tensor]] = {key: [] for key in views}
+    rows = tuple(batches)
+    for done, batch in enumerate(rows):
+        _tell(progress, done, len(rows))
+        mask, patterns = batch.inputs["attention_mask"], _maps(whole, batch.inputs)
+        of_patterns.append(similarities(patterns, patterns, mask).cpu())
+        for key, view in views.items():
+            of_heads[key].append(similarities(patterns, _maps(view, batch.inputs), mask).cpu())
+    if not rows:
+        raise DataError("there are no texts to study; give at least one")
+    _tell(progress, len(rows), len(rows))
+    joined = {key: torch.cat(parts).numpy() for key, parts in of_heads.items()}
+    measured = [
+        Similarities(subnet, elastic.slices(subnet), joined["distilled", subnet], joined["cut", subnet])
+        for subnet in chosen
+    ]
+    return study_of(torch.cat(of_patterns).numpy(), measured, n_heads=elastic.shape.n_heads, threshold=threshold)
+
+
+def _check(teacher: ElasticModel, elastic: ElasticModel, chosen: tuple[Subnet, ...], threshold: float) -> None:
     if not chosen:
         raise SettingError("an attention study needs at least one Subnet; the grid of the run is the default")
     if teacher.shape != elastic.shape:
         raise SettingError(f"a teacher of {teacher.shape} does not fit {elastic.shape}; give the one it was made from")
     if not 0 < threshold < 1:
         raise SettingError(f"threshold {threshold} is outside (0, 1); {THRESHOLD} is usual")
-    whole = _eager_view(teacher, Subnet())
-    networks = {"distilled": elastic, "cut": teacher}
-    views = {(name, s): _eager_view(network, s) for name, network in networks.items() for s in chosen}
-    found: dict[tuple[str, Subnet] | None, list[Tensor]] = {key: [] for key in (None, *views)}
-    rows = tuple(batches)
-    for done, batch in enumerate(rows):
-        if progress is not None:
-            progress("attention", done, len(rows))
-        mask = batch.inputs["attention_mask"]
-        patterns = _maps(whole, batch.inputs)
-        found[None].append(similarities(patterns, patterns, mask).cpu())
-        for key, view in views.items():
-            found[key].append(similarities(patterns, _maps(view, batch.inputs), mask).cpu())
-    if not rows:
-        raise DataError("there are no texts to study; give at least one")
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
     if progress is not None:
-        progress("attention", len(rows), len(rows))
-    joined = {key: torch.cat(parts).numpy() for key, parts in found.items()}
-    compared = [
-        Similarities(subnet, elastic.slices(subnet), joined["distilled", subnet], joined["cut", subnet])
-        for subnet in chosen
-    ]
-    return study_of(joined[None], compared, n_heads=elastic.shape.n_heads, threshold=threshold)
+        progress("attention", done, total)
 
 
 def attention_of_run(
@@ -219,12 +226,14 @@ def attention_of_run(
     :raises DataError: texts that cannot be used, or rows that are not those of the run any more.
     :raises ModelFileError: not a finished run.
     """
-    device, elastic, tokenizer = pick_device(device), load_result(out), load_tokenizer(Path(out) / "elastic")
     if n_rows < 1:
         raise SettingError(f"{n_rows} rows are too few; 200 are usual")
+    device, elastic = pick_device(device), load_result(out)
+    tokenizer = load_tokenizer(Path(out) / "elastic")
     if texts is None:
-        _, roles, plan = rows_again(out)
-        n_found, limit = len(roles.validation), plan.batching.max_length
+        saved = Saved.of(out)
+        _, roles = saved.roles()
+        n_found, limit = len(roles.validation), saved.plan.batching.max_length
         rows = roles.validation.take(permutation(n_found, "attention")[:n_rows].tolist())
     else:
         rows, limit = _rows_of(texts), min(longest_input(elastic.model), tokenizer.model_max_length)

@@ -5,21 +5,22 @@ from typing import TYPE_CHECKING
 
 from dynabert.errors import SettingError, one_of
 from dynabert.files import atomic_write_bytes
-from dynabert.studies.patterns import AttentionStudy, SubnetCoverage
+from dynabert.studies.patterns import SOURCES, AttentionStudy, SubnetCoverage
 
 if TYPE_CHECKING:
     import altair
 
 FORMATS = ("svg", "png")
 
-_NAMES = {
-    "distilled": "distilled",
-    "cut": "cut, not trained",
-    "unchanged": "the same heads, unchanged",
-    "random": "random heads",
+Point = dict[str, str | float | None]
+
+_LOOKS: dict[str, tuple[str, list[int]]] = {
+    "distilled": ("#0072b2", [1, 0]),
+    "cut, not trained": ("#d55e00", [6, 3]),
+    "the same heads, unchanged": ("#009e73", [2, 2]),
+    "random heads": ("#888888", [8, 3, 2, 3]),
 }
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#888888")
-_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+"""Name, colour and dashes of each of `SOURCES`, in their order; told apart without colour too."""
 
 
 def check_figure(path: Path) -> str:
@@ -54,53 +55,56 @@ def save_figure(study: AttentionStudy, path: str | Path) -> None:
         atomic_write_bytes(path, vl_convert.vegalite_to_png(spec, scale=2))
 
 
-def figure(study: AttentionStudy) -> "altair.HConcatChart":
-    """Share of patterns covered, and mean similarity of the closest head, against the share of heads that remain.
+def figure(study: AttentionStudy) -> "altair.VConcatChart":
+    """What each set of heads reproduces, against the share of heads that remain; a column for each number of layers.
 
-    A point for each Subnet; a line joins those with the same layers; the diagonal is as much as there are heads.
+    Above, the share of all patterns that is covered; the dotted diagonal is as much as there are heads. Below, for the
+    patterns of those heads that the Subnet does not have, the mean similarity of the closest head. Bars are intervals.
     """
     import altair as alt
 
-    points = [point for row in study.rows for point in _points(study, row)]
-    kept = alt.X("heads:Q", title="heads that remain, %", scale=alt.Scale(domain=[0, 100]))
-    names = list(_NAMES.values())
-    look = {
-        "color": alt.Color("source:N", title=None, scale=alt.Scale(domain=names, range=list(_COLOURS))),
-        "shape": alt.Shape("source:N", title=None, scale=alt.Scale(domain=names)),
-    }
-    parts = []
-    for measure, title in (
-        ("covered", f"patterns covered, % (similarity ≥ {study.threshold:g})"),
-        ("similarity", "similarity of the closest head, %"),
-    ):
-        base = alt.Chart(alt.Data(values=[point for point in points if point["measure"] == measure])).encode(x=kept)
-        value = alt.Y("value:Q", title=title, scale=alt.Scale(domain=[0, 100]))
-        lines = base.mark_line(opacity=0.5).encode(y=value, color=look["color"], detail="layers:N")
-        bars = base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title=title), y2="high:Q", color=look["color"])
-        marks = base.mark_point(filled=True, size=45).encode(y=value, **look)
-        layers = [lines, bars, marks]
-        if measure == "covered":
-            ends = alt.Data(values=[{"heads": 0, "value": 0}, {"heads": 100, "value": 100}])
-            diagonal = alt.Chart(ends).mark_line(color="#bbbbbb", strokeDash=[3, 3]).encode(x=kept, y=value)
-            layers.insert(0, diagonal)
-        parts.append(alt.layer(*layers).properties(width=320, height=300))
-    return alt.hconcat(*parts)
+    covered, removed = (
+        [point for row in study.rows for point in _points(study, row, measure)] for measure in ("covered", "removed")
+    )
+    above = _panels(covered, f"patterns covered, % (similarity ≥ {study.threshold:g})", diagonal=True)
+    below = [_panels(removed, "removed patterns: similarity, %", diagonal=False)] if removed else []
+    return alt.vconcat(above, *below)
 
 
-def _points(study: AttentionStudy, row: SubnetCoverage) -> list[dict[str, str | float | None]]:
-    """The points of a Subnet, in %."""
+def _panels(points: list[Point], title: str, *, diagonal: bool) -> "altair.FacetChart":
+    """One measure: a panel for each number of layers, a line for each set of heads."""
+    import altair as alt
+
+    names = list(_LOOKS)
+    colours, dashes = zip(*_LOOKS.values(), strict=True)
+    base = alt.Chart().encode(
+        x=alt.X("heads:Q", title="heads that remain, %", scale=alt.Scale(domain=[0, 100])),
+        color=alt.Color("source:N", title=None, scale=alt.Scale(domain=names, range=colours)),
+    )
+    value = alt.Y("value:Q", title=title, scale=alt.Scale(zero=diagonal))
+    dash = alt.StrokeDash("source:N", title=None, scale=alt.Scale(domain=names, range=dashes))
+    layers = [
+        base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+        base.mark_line(point=True).encode(y=value, strokeDash=dash),
+    ]
+    if diagonal:
+        layers.insert(0, base.mark_line(strokeDash=[2, 4]).encode(y="heads:Q", color=alt.value("#999999")))
+    deepest_first = list(dict.fromkeys(str(point["layers"]) for point in points))
+    panel = alt.layer(*layers, data=alt.Data(values=points)).properties(width=220, height=220)
+    return panel.facet(column=alt.Column("layers:N", title=None, sort=deepest_first))
+
+
+def _points(study: AttentionStudy, row: SubnetCoverage, measure: str) -> list[Point]:
+    """The points of a Subnet, in %; none where there is nothing to measure."""
+    found = ((name, getattr(row.scores[source], measure)) for source, name in zip(SOURCES, _LOOKS, strict=True))
     return [
         {
-            "measure": measure,
             "source": name,
             "subnet": row.subnet,
-            "layers": row.n_layers,
+            "layers": f"{row.n_layers} layers",
             "heads": 100 * row.n_heads / study.n_patterns,
             **{end: None if value is None else 100 * value for end, value in estimate._asdict().items()},
         }
-        for source, name in _NAMES.items()
-        for measure, estimate in (
-            ("covered", row.scores[source].covered),
-            ("similarity", row.scores[source].similarity),
-        )
+        for name, estimate in found
+        if estimate is not None
     ]
