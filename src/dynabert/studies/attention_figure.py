@@ -101,7 +101,7 @@ def _points(study: AttentionStudy, row: SubnetCoverage, measure: str) -> list[Po
         {
             "source": name,
             "subnet": row.subnet,
-            "layers": f"{row.n_layers} layers",
+            "layers": f"{row.n_layers} layers".removesuffix("s" * (row.n_layers == 1)),
             "heads": 100 * row.n_heads / study.n_patterns,
             **{end: None if value is None else 100 * value for end, value in estimate._asdict().items()},
         }

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 THRESHOLD = 0.85
-"""The similarity from which on a pattern counts as reproduced, by default. It is a high one: of all pairs of different
-heads of MiniLM, fine-tuned on SST-2, one in fourteen is so alike. `AttentionStudy.pairs_alike` says how many are, of
-any network.
+"""The similarity from which on a pattern counts as reproduced, by default: a high one, since many heads are alike.
+`AttentionStudy.pairs_alike` says how many are so alike; how much is covered depends on it, so see the mean as well.
 """
 
 SOURCES = ("distilled", "cut", "unchanged", "random")
@@ -45,7 +44,7 @@ _AT_ONCE = 50  # resamples whose similarities are in memory together
 
 
 class Estimate(NamedTuple):
-    """A value, and the 95 % bootstrap interval over texts; None where there is but one text.
+    """A value, and the 95 % bootstrap interval over texts, of the one run; None where there is but one text.
 
     The closest head is looked for anew in each resample, so an interval may lie a little above its value.
     """
@@ -138,7 +137,7 @@ class AttentionStudy:
 
         alike = f"{self.pairs_alike:.0%} of all pairs of them are so alike, {self.pair_similarity:.0%} is their mean"
         table = Table(
-            title=f"{self.n_patterns} attention patterns of the teacher on {self.n_texts} texts, in %",
+            title=f"{self.n_patterns} attention patterns of the teacher on {_count(self.n_texts, 'text')}, in %",
             caption=f"covered: the closest head has a similarity (1 - JSD) of {self.threshold:g} or more; {alike}",
             box=box.SIMPLE,
         )
@@ -168,6 +167,10 @@ class AttentionStudy:
             f"{100 * row.scores['distilled'].similarity.value:.1f}",
             f"{covered['distilled'] * self.n_patterns / row.n_heads:.2f}",
         )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 @dataclass(frozen=True, eq=False)
