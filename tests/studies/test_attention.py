@@ -280,6 +280,8 @@ def test_the_figure(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if name.endswith("svg"):
         for word in ("the same heads, unchanged", "2 layers", "1 layer<", "patterns covered"):
             assert word in drawn.decode()
+        above, below = drawn.decode().split("removed patterns")[0], drawn.decode().split("removed patterns")[-1]
+        assert above.index("2 layers<") < above.index("1 layer<") and below.index("2 layers<") < below.index("1 layer<")
 
 
 def test_a_figure_without_its_packages_names_the_extra(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

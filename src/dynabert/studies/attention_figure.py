@@ -89,7 +89,7 @@ def _panels(points: list[Point], title: str, *, diagonal: bool) -> "altair.Facet
     ]
     if diagonal:
         layers.insert(0, base.mark_line(strokeDash=[2, 4]).encode(y="heads:Q", color=alt.value("#999999")))
-    deepest_first = list(dict.fromkeys(str(point["layers"]) for point in points))
+    deepest_first = sorted({str(point["layers"]) for point in points}, key=lambda label: -int(label.split()[0]))
     panel = alt.layer(*layers, data=alt.Data(values=points)).properties(width=220, height=220)
     return panel.facet(column=alt.Column("layers:N", title=None, sort=deepest_first))
 
