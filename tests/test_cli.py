@@ -232,6 +232,6 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 def test_every_command_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "measure", "pick", "extract", "predict", "demo"):
+    for command in ("train", "measure", "pick", "extract", "predict", "attention", "demo"):
         assert call(monkeypatch, command, "--help") == 0
         assert len(capsys.readouterr().out.splitlines()) > 5

@@ -9,10 +9,12 @@ from dynabert.statistics import (
     bootstrap_interval,
     grid_difference,
     holm,
+    interval_of,
     mean_difference,
     p_value,
     paired_difference,
     resampled_difference,
+    resampled_shares,
 )
 from dynabert.tasks import TASKS, metric_of
 
@@ -222,3 +224,15 @@ def test_what_cannot_be_paired_is_refused() -> None:
         grid_difference(ACCURACY, labels, {"a": logits}, {"b": logits})
     with pytest.raises(SettingError, match="cannot pair"):
         grid_difference(ACCURACY, labels, {}, {})
+
+
+def test_shares_of_resamples_give_the_intervals_of_what_follows_from_means() -> None:
+    labels, logits = rows("accuracy")
+    right = (labels == logits.argmax(1)).astype(np.float64)
+    chunks = list(resampled_shares(len(labels), 1000, seed=3))
+    shares = np.concatenate(chunks)
+    assert shares.shape == (1000, 200) and shares.sum(1) == pytest.approx(1)
+    assert interval_of(shares @ right) == pytest.approx(bootstrap_interval(ACCURACY, labels, logits, seed=3))
+    assert [len(chunk) for chunk in resampled_shares(200, 25, at_once=10)] == [10, 10, 5]
+    with pytest.raises(DataError, match="no rows"):
+        next(resampled_shares(0))

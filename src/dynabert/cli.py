@@ -289,6 +289,47 @@ def predict(
 
 
 @app.command()
+def attention(
+    run: Run,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to study instead, or a file of texts; may be given several times.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Validation rows to study, drawn at random.")] = 200,
+    threshold: Annotated[
+        float, typer.Option(help="Similarity from which on a pattern counts as reproduced, in (0, 1).")
+    ] = 0.85,
+    out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it: FILE.svg or FILE.png.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the attention of every size with the teacher's: how many of its patterns do the remaining heads keep?"""
+    from dynabert.progress import progress_bars
+    from dynabert.studies.attention import attention_of_run
+    from dynabert.studies.attention_figure import check_figure, save_figure
+
+    if plot is not None:
+        check_figure(plot)
+    with progress_bars() as bars:
+        study = attention_of_run(
+            run,
+            texts=None if text is None else _lines(text),
+            n_rows=rows,
+            threshold=threshold,
+            progress=bars.measuring,
+            device=device,
+        )
+    if out is not None:
+        study.to_json(out)
+    if plot is not None:
+        save_figure(study, plot)
+    if as_json:
+        _print_json(study.to_dict())
+    else:
+        typer.echo(study.table())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; its corpus and encoder are made beside it.")] = Path(
         "runs/demo"

@@ -40,12 +40,9 @@ def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int =
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
-    texts = _texts(lines)
+    texts = text_lines(lines)
     while chunk := list(islice(texts, batch_size)):
-        pairs = [_parts(line) for line in chunk]
-        if len({len(pair) for pair in pairs}) > 1:
-            raise DataError("some lines hold one text and some a tab-separated pair; give one kind at a time")
-        columns = [list(column) for column in zip(*pairs, strict=True)]
+        columns = columns_of(chunk)
         limit = min(longest_input(model), tokenizer.model_max_length)
         inputs = tokenizer(*columns, padding=True, truncation="longest_first", max_length=limit, return_tensors="pt")
         with torch.inference_mode():
@@ -58,8 +55,11 @@ def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int =
         yield from (Prediction(*row) for row in zip(chunk, labels, best.values.tolist(), strict=True))
 
 
-def _texts(lines: Iterable[str]) -> Iterator[str]:
-    """The lines that are not empty, each checked to be text."""
+def text_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that are not empty, without their line ends, each checked to be text.
+
+    :raises DataError: a line that is none.
+    """
     source = iter(lines)
     for number in count(1):
         try:
@@ -72,6 +72,17 @@ def _texts(lines: Iterable[str]) -> Iterator[str]:
             raise DataError(f"line {number} holds a NUL or bytes that are not UTF-8; mend or drop it")
         if line.strip():
             yield line.rstrip("\r\n")
+
+
+def columns_of(lines: Iterable[str]) -> list[list[str]]:
+    """The texts of some lines, a column of them; or two, where a tab separates the two texts of each line.
+
+    :raises DataError: a line with more than two texts, or lines of both kinds.
+    """
+    pairs = [_parts(line) for line in lines]
+    if len({len(pair) for pair in pairs}) > 1:
+        raise DataError("some lines hold one text and some a tab-separated pair; give one kind at a time")
+    return [list(column) for column in zip(*pairs, strict=True)]
 
 
 def _parts(line: str) -> list[str]:

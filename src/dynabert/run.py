@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
+from dynabert.data import Roles
 from dynabert.distill import originals, teacher_of, train_stage
 from dynabert.distributed import ALONE, Shared, World, joined
 from dynabert.elastic import ElasticModel, count_params
@@ -44,12 +45,14 @@ from dynabert.rewire import Importance, reordered, rewire, score
 from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
+from dynabert.tasks import Task
 from dynabert.workload import PlannedStage, planned_stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SWEEP_FILE = "sweep.json"
+IMPORTANCE_FILE = "importance.safetensors"
 
 log = logging.getLogger("dynabert")
 
@@ -239,7 +242,7 @@ class _Run:
         """Put the important heads and neurons first."""
         if self.plan.order == "as-is":
             return
-        path = self.out / "importance.safetensors"
+        path = self.out / IMPORTANCE_FILE
         if not self.world.on_first(path.exists):
             scored = score(elastic, self.prepared.train, scores=self.plan.recipe.scores, world=self.world)
             self.world.on_first(lambda: self.hooks.write(partial(scored.save, path)))
@@ -329,9 +332,7 @@ def measure_run(
         check_length(elastic.model, latency)
     prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
     elastic.to(device)
-    teacher = elastic.copy()
-    teacher.model.load_state_dict(load(out / "teacher").state_dict())
-    sweep = _beside(teacher, elastic, prepared, subnets=subnets, latency=latency, progress=progress)
+    sweep = _beside(load_teacher(out, elastic), elastic, prepared, subnets=subnets, latency=latency, progress=progress)
     if subnets is None:
         sweep.to_json(out / SWEEP_FILE)
     return sweep
@@ -387,21 +388,46 @@ class Saved:
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
 
-    def rows(self, tokenizer: "PreTrainedTokenizerBase") -> Prepared:
-        """The rows of the run, loaded from where it had them.
+    def roles(self) -> tuple[Task, Roles]:
+        """The task and the rows of the run, loaded from where it had them.
 
         :raises DataError: they have changed since.
         """
         task, roles = self.source.load()
         if roles.fingerprint != self.data:
             raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
-        return Prepared.of(task, roles, tokenizer, self.plan)
+        return task, roles
+
+    def rows(self, tokenizer: "PreTrainedTokenizerBase") -> Prepared:
+        """The same in batches, as the run had them.
+
+        :raises DataError: they have changed since.
+        """
+        return Prepared.of(*self.roles(), tokenizer, self.plan)
 
 
 def _run_file(out: Path) -> Path:
     if not (out / RUN_FILE).exists():
         raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
     return out / RUN_FILE
+
+
+def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = False) -> ElasticModel:
+    """The teacher of a finished run.
+
+    :param out: the run folder.
+    :param elastic: its result, which is left as it is.
+    :param rewired: with heads and neurons in the order that the run gave them: the same function, and what each Subnet
+        was before any training.
+    :raises ModelFileError: a part of the run that is missing or damaged.
+    """
+    out, teacher = Path(out), elastic.copy()
+    teacher.model.load_state_dict(load(out / "teacher").state_dict())
+    plan = Saved.of(out).plan
+    if rewired and plan.order != "as-is":
+        importance = Importance.load(out / IMPORTANCE_FILE)
+        rewire(teacher, reordered(importance, plan.order, seed=plan.training.seed))
+    return teacher
 
 
 def pick_device(name: str | None) -> str:

@@ -141,7 +141,7 @@ def bootstrap_interval(
     _check(labels, [predictions], n)
     _check_level(level)
     values = _resampled(metric_fn, labels, [predictions], n, np.random.default_rng(seed))
-    return Interval(*_bounds(values[:, 0], level))
+    return interval_of(values[:, 0], level)
 
 
 def paired_difference(
@@ -282,17 +282,43 @@ def _resampled(
     terms = [metric_fn.terms(labels, _decided(run)) for run in runs]
     values = []
     for chunk in _draws(n_rows, n, random):
-        places = chunk + n_rows * np.arange(len(chunk))[:, None]
-        counts = np.bincount(places.ravel(), minlength=chunk.size).reshape(chunk.shape).astype(np.float64)
+        counts = _counts(chunk)
         values.append(np.stack([metric_fn.value(counts @ part / n_rows) for part in terms], axis=1))
     return np.concatenate(values)
 
 
-def _draws(n_rows: int, n: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+def resampled_shares(n_rows: int, n: int = 1000, *, seed: int = 0, at_once: int | None = None) -> Iterator[np.ndarray]:
+    """Resamples of rows, for what follows from means over the rows: a matrix product with these gives those means.
+
+    :param n_rows: rows, of which each resample draws as many.
+    :param n: resamples.
+    :param seed: of the draws.
+    :param at_once: resamples in one chunk; by default as many as fit into a few megabytes.
+    :return: chunks of shape (resamples, rows): how much of each resample is each row.
+    :raises DataError: no rows.
+    """
+    if n_rows < 1:
+        raise DataError("there are no rows to resample; give at least one")
+    for chunk in _draws(n_rows, n, np.random.default_rng(seed), at_once):
+        yield _counts(chunk) / n_rows
+
+
+def _draws(n_rows: int, n: int, random: np.random.Generator, at_once: int | None = None) -> Iterator[np.ndarray]:
     """Row numbers of all resamples, in chunks of shape (resamples, rows)."""
-    size = max(1, _CHUNK // n_rows)
+    size = at_once or max(1, _CHUNK // n_rows)
     for start in range(0, n, size):
         yield random.integers(0, n_rows, (min(size, n - start), n_rows))
+
+
+def _counts(draws: np.ndarray) -> np.ndarray:
+    """How often each row was drawn, float64; both of shape (resamples, rows)."""
+    places = draws + draws.shape[1] * np.arange(len(draws))[:, None]
+    return np.bincount(places.ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
+
+
+def interval_of(values: np.ndarray, level: float = 0.95) -> Interval:
+    """The range that holds a share `level` of resampled values, shape (resamples,)."""
+    return Interval(*_bounds(values, level))
 
 
 def _bounds(values: np.ndarray, level: float) -> tuple[float, float]:

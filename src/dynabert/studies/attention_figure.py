@@ -1,0 +1,110 @@
+"""The figure of an attention study: what the remaining heads reproduce, against how many there are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynabert.errors import SettingError, one_of
+from dynabert.files import atomic_write_bytes
+from dynabert.studies.patterns import SOURCES, AttentionStudy, SubnetCoverage
+
+if TYPE_CHECKING:
+    import altair
+
+FORMATS = ("svg", "png")
+
+Point = dict[str, str | float | None]
+
+_LOOKS: dict[str, tuple[str, list[int]]] = {
+    "distilled": ("#0072b2", [1, 0]),
+    "cut, not trained": ("#d55e00", [6, 3]),
+    "the same heads, unchanged": ("#009e73", [2, 2]),
+    "random heads": ("#888888", [8, 3, 2, 3]),
+}
+"""Name, colour and dashes of each of `SOURCES`, in their order; told apart without colour too."""
+
+
+def check_figure(path: Path) -> str:
+    """The format of a figure's file, checked before anything is computed.
+
+    :raises SettingError: neither of `FORMATS`, or a package is missing.
+    """
+    suffix = path.suffix.lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise SettingError(one_of("format of a figure", path.suffix, [f".{name}" for name in FORMATS]))
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise SettingError(f"figures need {error.name}; run: pip install 'dynabert[report]'") from error
+    return suffix
+
+
+def save_figure(study: AttentionStudy, path: str | Path) -> None:
+    """Draw a study to an SVG or PNG file, whole or not at all.
+
+    :raises SettingError: another format, or a package is missing.
+    :raises StorageError: it cannot be written.
+    """
+    suffix = check_figure(Path(path))
+    import vl_convert
+
+    spec = figure(study).to_dict()
+    if suffix == "svg":
+        atomic_write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
+    else:
+        atomic_write_bytes(path, vl_convert.vegalite_to_png(spec, scale=2))
+
+
+def figure(study: AttentionStudy) -> "altair.VConcatChart":
+    """What each set of heads reproduces, against the share of heads that remain; a column for each number of layers.
+
+    Above, the share of all patterns that is covered; the dotted diagonal is as much as there are heads. Below, for the
+    patterns of those heads that the Subnet does not have, the mean similarity of the closest head. Bars are intervals.
+    """
+    import altair as alt
+
+    covered, removed = (
+        [point for row in study.rows for point in _points(study, row, measure)] for measure in ("covered", "removed")
+    )
+    above = _panels(covered, f"patterns covered, % (similarity ≥ {study.threshold:g})", diagonal=True)
+    below = [_panels(removed, "removed patterns: similarity, %", diagonal=False)] if removed else []
+    return alt.vconcat(above, *below)
+
+
+def _panels(points: list[Point], title: str, *, diagonal: bool) -> "altair.FacetChart":
+    """One measure: a panel for each number of layers, a line for each set of heads."""
+    import altair as alt
+
+    names = list(_LOOKS)
+    colours, dashes = zip(*_LOOKS.values(), strict=True)
+    base = alt.Chart().encode(
+        x=alt.X("heads:Q", title="heads that remain, %", scale=alt.Scale(domain=[0, 100])),
+        color=alt.Color("source:N", title=None, scale=alt.Scale(domain=names, range=colours)),
+    )
+    value = alt.Y("value:Q", title=title, scale=alt.Scale(zero=diagonal))
+    dash = alt.StrokeDash("source:N", title=None, scale=alt.Scale(domain=names, range=dashes))
+    layers = [
+        base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+        base.mark_line(point=True).encode(y=value, strokeDash=dash),
+    ]
+    if diagonal:
+        layers.insert(0, base.mark_line(strokeDash=[2, 4]).encode(y="heads:Q", color=alt.value("#999999")))
+    deepest_first = sorted({str(point["layers"]) for point in points}, key=lambda label: -int(label.split()[0]))
+    panel = alt.layer(*layers, data=alt.Data(values=points)).properties(width=220, height=220)
+    return panel.facet(column=alt.Column("layers:N", title=None, sort=deepest_first))
+
+
+def _points(study: AttentionStudy, row: SubnetCoverage, measure: str) -> list[Point]:
+    """The points of a Subnet, in %; none where there is nothing to measure."""
+    found = ((name, getattr(row.scores[source], measure)) for source, name in zip(SOURCES, _LOOKS, strict=True))
+    return [
+        {
+            "source": name,
+            "subnet": row.subnet,
+            "layers": f"{row.n_layers} layers".removesuffix("s" * (row.n_layers == 1)),
+            "heads": 100 * row.n_heads / study.n_patterns,
+            **{end: None if value is None else 100 * value for end, value in estimate._asdict().items()},
+        }
+        for name, estimate in found
+        if estimate is not None
+    ]
