@@ -49,11 +49,11 @@ def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1, n_layers
     save_model(model.base_model, folder, tokenizer=fast)
 
 
-def write_job(folder: Path) -> tuple[Path, Source]:
+def write_job(folder: Path, *, n_layers: int = 2) -> tuple[Path, Source]:
     """All files of a job: the encoder's folder and where the rows are."""
     write_rows(folder / "train.csv", 240, seed=1)
     write_rows(folder / "dev.csv", 40, seed=2)
-    write_encoder(folder / "encoder")
+    write_encoder(folder / "encoder", n_layers=n_layers)
     source = Source(train=folder / "train.csv", validation=folder / "dev.csv", text="text", label="label")
     return folder / "encoder", source
 

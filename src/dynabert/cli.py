@@ -37,6 +37,10 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Run = Annotated[Path, typer.Argument(help="A run folder: the --out of a train command.", show_default=False)]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders; of several the mean over their tasks counts.")]
+Seeds = Annotated[int, typer.Option(help="Seeds: that of the run and the ones after it.")]
+Budget = Annotated[float, typer.Option(help="Training FLOPs of each training, as a share of the run's.")]
+Limit = Annotated[int | None, typer.Option(help="Train on a random part of this many rows.")]
 SubnetName = Annotated[
     str | None,
     typer.Option("--subnet", help="A size by name: w0.5-d0.75, or h1-n0.5-d0.75 for heads and neurons apart."),
@@ -66,7 +70,7 @@ def train(
     text: Annotated[str | None, typer.Option(help="Name of the text column.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="Name of a second text column.")] = None,
     label: Annotated[str | None, typer.Option(help="Name of the label column; decimals make it a regression.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Train on a random part of this many rows.")] = None,
+    limit: Limit = None,
     recipe: Annotated[str, typer.Option(help="default, paper or sandwich.")] = "default",
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
@@ -229,8 +233,44 @@ def extract(
 
 
 @app.command()
+def compare(
+    runs: Runs,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: deebert, fastbert, layerdrop, layerdrop-0.5, layerdrop-validated, first-layers, "
+            "first-layers-distilled, alone; all by default.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Seeds = 1,
+    lrs: Annotated[str | None, typer.Option(help="Learning rates to tune over; by default the run's alone.")] = None,
+    budget: Budget = 1.0,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Train other methods beside a run: same teachers, same rows, same training FLOPs, paired by row and seed.
+
+    Each method's size or threshold is chosen on the select rows, at half and at a quarter of the full network's FLOPs.
+    Interrupted? Run the same command again.
+    """
+    from dynabert.baselines import METHODS
+    from dynabert.progress import progress_bars
+    from dynabert.studies.compare import compare as study
+
+    chosen = tuple(METHODS) if methods is None else _names(methods)
+    rates = () if lrs is None else _numbers("lrs", lrs)
+    with progress_bars() as bars:
+        result = study(*runs, methods=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        typer.echo(result.table(), nl=False)
+
+
+@app.command()
 def ablate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; of several the mean over their tasks counts.")],
+    runs: Runs,
     factors: Annotated[
         str | None,
         typer.Option(
@@ -239,13 +279,13 @@ def ablate(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds: that of the run and the ones after it.")] = 3,
+    seeds: Seeds = 3,
     lrs: Annotated[
         str | None,
         typer.Option(help="Learning rates to tune over; by default a third of the run's, the run's, three times it."),
     ] = None,
-    budget: Annotated[float, typer.Option(help="Training FLOPs of each training, as a share of the run's.")] = 1.0,
-    limit: Annotated[int | None, typer.Option(help="Train on a random part of this many rows.")] = None,
+    budget: Budget = 1.0,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Say what each ingredient is worth: change one factor of a run at a time, at equal training FLOPs.
@@ -257,7 +297,7 @@ def ablate(
     from dynabert.studies.ablate import ablate as study
     from dynabert.studies.factors import ALL_FACTORS
 
-    chosen = ALL_FACTORS if factors is None else tuple(part.strip() for part in factors.split(","))
+    chosen = ALL_FACTORS if factors is None else _names(factors)
     rates = () if lrs is None else _numbers("lrs", lrs)
     with progress_bars() as bars:
         result = study(*runs, factors=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
@@ -442,6 +482,11 @@ def _subnet(name: str | None, width: float | None, depth: float | None) -> "Subn
     if name is not None:
         return Subnet.parse(name)
     return Subnet(1.0 if width is None else width, 1.0 if depth is None else depth)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated option."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

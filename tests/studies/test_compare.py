@@ -1,0 +1,78 @@
+"""Methods beside DynaBERT: points chosen on the select rows, differences of the predictions, nothing trained twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_job import small_plan, write_job
+
+from dynabert.baselines import METHODS
+from dynabert.errors import SettingError
+from dynabert.run import load_result, train
+from dynabert.studies.compare import OURS, compare
+from dynabert.studies.trials import Study, Trial
+from dynabert.subnet import Subnet, encoder_flops
+from dynabert.sweep import Sweep
+
+SETTINGS = {"methods": ["deebert", "layerdrop", "alone"], "n_seeds": 2, "lrs": (5e-4, 2e-3), "budget": 0.5}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder, source = write_job(tmp_path_factory.mktemp("job"), n_layers=4)
+    train(encoder, source, encoder.parent / "run", plan=small_plan(), latency=None)
+    return encoder.parent / "run"
+
+
+def trials_of(run: Path) -> dict[str, Trial]:
+    return {path.stem.rsplit("-", 1)[0]: Trial.load(path) for path in (run / "studies" / "trials").iterdir()}
+
+
+def test_methods_stand_beside_ours_at_equal_cost(run: Path) -> None:
+    result = compare(run, **SETTINGS)
+    trials, elastic, study = trials_of(run), load_result(run), Study(run, budget=0.5)
+    full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
+    budget = study.budget_flops(elastic)
+    assert all(trial.training_flops <= budget * 1.01 for trial in trials.values())
+    assert {row.method for row in result.standings} <= {OURS, *SETTINGS["methods"]}
+    for row in result.standings:
+        runs = [trials[f"{row.method}-lr{row.lr:g}-{seed}"] for seed in (42, 43)]
+        within = [[p for p in trial.points if p.select_flops <= row.share * full] for trial in runs]
+        chosen = [max(points, key=lambda p: p.select_metric) for points in within]
+        right = [np.mean(t.logits[p.name].argmax(1) == study.labels) for t, p in zip(runs, chosen, strict=True)]
+        assert row.metric == pytest.approx(100 * np.mean(right))
+        assert row.flops == pytest.approx(np.mean([point.flops for point in chosen]) / full)
+        if row.method != OURS:
+            ours = next(other for other in result.standings if (other.method, other.share) == (OURS, row.share))
+            assert row.difference is not None and row.p_holm is not None
+            assert row.difference.mean == pytest.approx(ours.metric - row.metric)
+            assert row.difference.low <= row.difference.mean <= row.difference.high
+    assert "dynabert is better by" in result.table()
+
+
+def test_what_is_written_has_a_sweep_of_every_method(run: Path) -> None:
+    compare(run, **SETTINGS)
+    saved = json.loads((run / "studies" / "compare.json").read_text())
+    assert set(saved["sweeps"]) == {OURS, *SETTINGS["methods"]}
+    deebert = Sweep.from_dict(saved["sweeps"]["deebert"], what="here")
+    layers = [row.n_layers for row in deebert.rows]
+    assert layers == sorted(layers, reverse=True), "higher thresholds leave earlier"
+
+
+def test_nothing_is_trained_twice(run: Path) -> None:
+    first = compare(run, **SETTINGS)
+    files = {path: path.stat().st_mtime_ns for path in (run / "studies" / "trials").iterdir()}
+    assert compare(run, **SETTINGS) == first
+    assert {path: path.stat().st_mtime_ns for path in (run / "studies" / "trials").iterdir()} == files
+
+
+def test_unknown_methods_are_refused(run: Path) -> None:
+    with pytest.raises(SettingError, match="deebert"):
+        compare(run, methods=["magic"])
+    with pytest.raises(SettingError, match="must be above 0"):
+        compare(run, n_seeds=0)
+
+
+def test_every_method_of_the_table_can_be_compared(run: Path) -> None:
+    assert {"deebert", "fastbert", "layerdrop", "first-layers", "first-layers-distilled", "alone"} <= set(METHODS)
