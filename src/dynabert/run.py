@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
+from dynabert.data import Roles
 from dynabert.distill import originals, teacher_of, train_stage
 from dynabert.distributed import ALONE, Shared, World, joined
 from dynabert.elastic import ElasticModel, count_params
@@ -44,9 +45,11 @@ from dynabert.rewire import Importance, rewire, score
 from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
+from dynabert.tasks import Task
 from dynabert.workload import PlannedStage, planned_stages
 
 SWEEP_FILE = "sweep.json"
+IMPORTANCE_FILE = "importance.safetensors"
 
 log = logging.getLogger("dynabert")
 
@@ -204,7 +207,7 @@ class _Run:
         """Put the important heads and neurons first."""
         if not self.plan.rewired:
             return
-        path = self.out / "importance.safetensors"
+        path = self.out / IMPORTANCE_FILE
         if not self.world.on_first(path.exists):
             scored = score(elastic, self.prepared.train, scores=self.plan.recipe.scores, world=self.world)
             self.world.on_first(lambda: self.hooks.write(partial(scored.save, path)))
@@ -291,11 +294,10 @@ def measure_run(
     elastic = load_result(out)
     if latency is not None:
         check_length(elastic.model, latency)
-    prepared = _rows_again(out)
+    task, roles, plan = rows_again(out)
+    prepared = Prepared.of(task, roles, load_tokenizer(out / "elastic"), plan)
     elastic.to(device)
-    teacher = elastic.copy()
-    teacher.model.load_state_dict(load(out / "teacher").state_dict())
-    sweep = _beside(teacher, elastic, prepared, subnets=subnets, latency=latency, progress=progress)
+    sweep = _beside(load_teacher(out, elastic), elastic, prepared, subnets=subnets, latency=latency, progress=progress)
     if subnets is None:
         sweep.to_json(out / SWEEP_FILE)
     return sweep
@@ -324,8 +326,29 @@ def _beside(
     )
 
 
-def _rows_again(out: Path) -> Prepared:
-    """The rows of a run, loaded from where it had them; refused where they have changed since."""
+def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = False) -> ElasticModel:
+    """The teacher of a finished run.
+
+    :param out: the run folder.
+    :param elastic: its result, which is left as it is.
+    :param rewired: with heads and neurons in the order of the result, where the run put them in order: the same
+        function, and what each Subnet was before any training.
+    :raises ModelFileError: a part of the run that is missing or damaged.
+    """
+    out, teacher = Path(out), elastic.copy()
+    teacher.model.load_state_dict(load(out / "teacher").state_dict())
+    if rewired and (out / IMPORTANCE_FILE).exists():
+        rewire(teacher, Importance.load(out / IMPORTANCE_FILE))
+    return teacher
+
+
+def rows_again(out: str | Path) -> tuple[Task, Roles, Plan]:
+    """The rows of a run, loaded from where it had them, and a plan that says how long they may be.
+
+    :raises DataError: they have changed since.
+    :raises ModelFileError: the run folder is not of this version.
+    """
+    out = Path(out)
     saved = read_json(out / RUN_FILE)
     try:
         source, identity = Source.from_json(saved["source"]), saved["fingerprint"]
@@ -335,7 +358,7 @@ def _rows_again(out: Path) -> Prepared:
     task, roles = source.load()
     if roles.fingerprint != identity["data"]:
         raise DataError(f"the rows that {out} was made from have changed since; bring them back, or train again")
-    return Prepared.of(task, roles, load_tokenizer(out / "elastic"), plan)
+    return task, roles, plan
 
 
 def pick_device(name: str | None) -> str:

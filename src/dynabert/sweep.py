@@ -266,7 +266,15 @@ class Sweep:
 
         :raises ModelFileError: a file that is missing, damaged, of a later version, or something else.
         """
-        saved = read_json(path)
+        return cls.from_dict(read_json(path), path)
+
+    @classmethod
+    def from_dict(cls, saved: Any, path: StrPath) -> "Sweep":  # noqa: ANN401 (whatever a file holds)
+        """Read what `to_dict` gave.
+
+        :param path: the file that holds it, for the message.
+        :raises ModelFileError: damaged, of a later version, or something else.
+        """
         version = saved.get("format_version") if isinstance(saved, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ModelFileError(f"{path} has format {version}, newer than {FORMAT_VERSION}: update dynabert")
