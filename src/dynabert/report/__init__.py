@@ -55,7 +55,8 @@ def report_run(
     :raises StorageError: something cannot be written.
     """
     _check_installed()
-    from dynabert.report.figures import figures_of, image
+    from dynabert.report.figure import image
+    from dynabert.report.figures import figures_of
     from dynabert.report.page import page_of
 
     contents = collect(out, progress=progress, device=device)

@@ -92,8 +92,9 @@
     if (figure === "attention") {
       spec.datasets.attention = attentionRows(params);
       attentionTable(params);
-      const cell = page.attention[params.text].tokens.length * spec.spec.width.step + 20; // with the space between
-      spec.columns = Math.max(1, Math.floor((width - 70) / cell)); // 70: the tokens at the side
+      const side = 75, space = 20, n = page.attention[params.text].tokens.length; // of the tokens' names; between heads
+      spec.spec.width.step = spec.spec.height.step = Math.min(spec.spec.width.step, Math.floor((width - side) / n));
+      spec.columns = Math.max(1, Math.floor((width - side + space) / (n * spec.spec.width.step + space)));
     }
     return spec;
   }
@@ -102,7 +103,8 @@
     const place = within(figure, ".chart"), width = place.clientWidth;
     const config = structuredClone(dark.matches ? page.dark : page.light);
     config.legend.orient = "top";
-    config.legend.columns = width < 500 ? 3 : 8;
+    config.legend.columns = Math.max(1, Math.floor(width / 140));
+    config.axisY.labelLimit = width / 2.5;
     place.style.minHeight = `${place.clientHeight}px`; // so that the page does not jump
     shown[figure]?.finalize();
     shown[figure] = await vegaEmbed(place, specOf(figure, width), {

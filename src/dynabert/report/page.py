@@ -13,7 +13,7 @@ from typing import Any
 import vl_convert
 
 from dynabert.report.data import Contents
-from dynabert.report.figures import Control, Figure, Option, TextTable, theme, vega_lite_version
+from dynabert.report.figure import Control, Figure, TextTable, theme, vega_lite_version
 
 FONT = "system-ui, sans-serif"
 
@@ -96,18 +96,13 @@ def _control(figure: str, place: int, control: Control) -> str:
             for number, option in enumerate(control.options)
         )
         return f"<fieldset><legend>{escape(control.label)}</legend>{boxes}</fieldset>"
-    groups = dict.fromkeys(option.group for option in control.options)
-    numbered = list(enumerate(control.options))
-    body = "".join(_group(group, [entry for entry in numbered if entry[1].group == group]) for group in groups)
+    body = "".join(
+        f'<option value="{number}">{escape(option.text)}</option>' for number, option in enumerate(control.options)
+    )
     return (
         f"<label>{escape(control.label)}"
         f'<select id="{figure}-{place}" data-control="{place}" autocomplete="off">{body}</select></label>'
     )
-
-
-def _group(name: str, options: Iterable[tuple[int, Option]]) -> str:
-    body = "".join(f'<option value="{number}">{escape(option.text)}</option>' for number, option in options)
-    return f'<optgroup label="{escape(name)}">{body}</optgroup>' if name else body
 
 
 def _table(table: TextTable) -> str:
