@@ -1,6 +1,7 @@
 """What a run folder has to show: one HTML page that opens offline, and its figures as SVG and PNG."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,15 @@ def report_run(
         for figure in figures:
             for name in figure.images:
                 for kind in ("svg", "png"):
-                    written.append(folder / f"{name}.{kind}")
+                    written.append(folder / f"{_file_name(name)}.{kind}")
                     atomic_write_bytes(written[-1], image(figure, name, kind))
     names = tuple(figure.name for figure in figures)
     return Report(path, len(text.encode()), names, tuple(written), contents.left_out)
+
+
+def _file_name(name: str) -> str:
+    """A name that the studies' files may have given, as one that stays in its folder."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _check_installed() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,12 +99,18 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
     ablations = part("ablations", lambda: _ablations(out / ABLATED_FILE), ABLATED_FILE)
     metrics = part("training", lambda: read_metrics(out / METRICS_FILE), METRICS_FILE)
     importance = part("importance", lambda: Importance.load(out / IMPORTANCE_FILE), IMPORTANCE_FILE)
-    found = (None, None)
-    if network is not None:
-        found = (part("predictions", network.predictions), part("attention", network.attention))
+    predictions = None if network is None else part("predictions", network.predictions)
+    attention = None if network is None else part("attention", network.attention)
     sweeps = {} if own is None else {OWN_METHOD: own, **(compared or {})}
     return Contents(
-        out.resolve().name, settings, sweeps, ablations or (), metrics or [], importance, found, tuple(missing)
+        name=out.resolve().name,
+        settings=settings,
+        sweeps=sweeps,
+        ablations=ablations or (),
+        metrics=metrics or [],
+        importance=importance,
+        network=(predictions, attention),
+        left_out=tuple(missing),
     )
 
 
@@ -134,12 +140,17 @@ def _ablations(path: Path) -> tuple[Ablation, ...]:
 def _ablation(row: Any, what: str) -> Ablation:  # noqa: ANN401 (whatever the file holds)
     if not isinstance(row, dict):
         raise ModelFileError(f"{what} is not a table; ablate again")
-    values = {field.name: row.get(field.name) for field in fields(Ablation)}
-    values["corner"] = values["corner"] or MEAN
-    for field in fields(Ablation):
-        value = values[field.name]
-        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = values[field.name] = float(value)
-        if not isinstance(value, field.type) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ModelFileError(f"{what} has {field.name} {value!r}, which is no {field.type.__name__}; ablate again")
-    return Ablation(**values)
+    place = {**row, "corner": row.get("corner") or MEAN}
+    factor, variant, corner = (
+        _typed(place.get(name), str, f"{what}: {name}") for name in ("factor", "variant", "corner")
+    )
+    difference, low, high = (_typed(row.get(name), float, f"{what}: {name}") for name in ("difference", "low", "high"))
+    return Ablation(factor, variant, corner, difference, low, high)
+
+
+def _typed(value: Any, kind: type[Part], what: str) -> Part:  # noqa: ANN401 (whatever the file holds)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ModelFileError(f"{what} {value!r} is not of type {kind.__name__}; ablate again")
+    return value

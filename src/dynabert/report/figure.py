@@ -123,7 +123,7 @@ def spec_of(chart: Any) -> dict[str, Any]:  # noqa: ANN401 (any chart of Altair)
     return {key: value for key, value in chart.to_dict().items() if key not in ("config", "$schema")}
 
 
-def heat_map(data: str, *, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> alt.LayerChart:
+def heat_map(data: str, *, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> alt.LayerChart | alt.FacetChart:
     """A heat map of a chosen measure, whose cells are written in where there is room.
 
     :param data: the name of a table with the columns measure, share (in [0, 1]) and text.
@@ -132,7 +132,10 @@ def heat_map(data: str, *, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> al
     base = chosen.encode(x=x, y=y, tooltip=tooltip)
     cells = base.mark_rect().encode(alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
     strong = alt.condition("(datum.share > 0.5) != dark", alt.value("#ffffff"), alt.value("#101418"))
-    room = {"fontSize": alt.expr("min(12, bandwidth('x') / 3)"), "opacity": alt.expr("bandwidth('x') < 25 ? 0 : 1")}
+    room: dict[str, Any] = {
+        "fontSize": alt.expr("min(12, bandwidth('x') / 3)"),
+        "opacity": alt.expr("bandwidth('x') < 25 ? 0 : 1"),
+    }
     return alt.layer(cells, base.mark_text(**room).encode(text="text:N", color=strong))
 
 

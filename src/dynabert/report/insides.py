@@ -59,7 +59,7 @@ def curve_figure(metrics: list[dict[str, Any]]) -> Figure | None:
     return Figure(
         name="curves",
         title="Training losses",
-        caption="The loss of each size, unweighted. A point is the mean of a stretch of logged steps where there are many.",
+        caption="The loss of each size, unweighted. Of many logged steps, a point is the mean of a stretch.",
         spec=spec_of(chart),
         data={"curves": data},
         controls=unless_one("Stage and loss", options),
@@ -114,8 +114,8 @@ def score_figure(metrics: list[dict[str, Any]]) -> Figure | None:
     return Figure(
         name="scores",
         title="Scores while training",
-        caption="The mean of the main metric over the sizes of the stage, on rows that are held out for choosing. Filled "
-        "points were the best so far; each stage ends with its best weights.",
+        caption="The mean of the main metric over the sizes of the stage, on rows that are held out for choosing. "
+        "Filled points were the best so far; each stage ends with its best weights.",
         spec=spec_of(chart),
         data={"scores": data},
         controls=(),
@@ -155,8 +155,8 @@ def head_figure(scores: np.ndarray) -> Figure:
     return Figure(
         name="heads",
         title="Importance of heads",
-        caption="How much each head contributes to the loss, compared with the most important head of its layer: only the "
-        "order within a layer has a meaning. Heads and layers are counted from 0, as they stood before rewiring.",
+        caption="How much each head contributes to the loss, compared with the most important head of its layer: only "
+        "the order within a layer has a meaning. Heads and layers are counted from 0, as they stood before rewiring.",
         spec=spec_of(chart),
         data={"heads": tables.heads(scores)},
         controls=(),
@@ -170,7 +170,10 @@ def neuron_figure(scores: np.ndarray) -> Figure:
 
     :param scores: shape (layers, neurons).
     """
-    titles = {"share": "importance, % of the layer's highest", "total": "importance of all up to here, % of the layer's"}
+    titles = {
+        "share": "importance, % of the layer's highest",
+        "total": "importance of all up to here, % of the layer's",
+    }
     chart = (
         alt.Chart(alt.NamedData("neurons"))
         .transform_calculate(value="datum[measure]")
@@ -225,9 +228,9 @@ def attention_figure(attention: Attention) -> Figure:
     return Figure(
         name="attention",
         title="Attention",
-        caption="How much each token (down the side) attends to each token (along the bottom), in every head of one layer "
-        "of one size: the colours run from 0 to 1. Heads stand in the order that the run gave them by importance; layers "
-        "are counted from 0 in the full network.",
+        caption="How much each token (down the side) attends to each token (along the bottom), in every head of one "
+        "layer of one size: the colours run from 0 to 1. Heads stand in the order that the run gave them by "
+        "importance; layers are counted from 0 in the full network.",
         spec=spec_of(chart),
         data={},
         controls=(

@@ -159,8 +159,9 @@ class Network:
             )
             for subnet, layers in found.items()
         }
-        tokens = tuple(prepared.tokenizer.decode([token]).strip() or "␣" for token in ids)
-        return AttentionText(prepared.tokenizer.decode(ids, skip_special_tokens=True).strip(), tokens, maps)
+        text = str(prepared.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        tokens = tuple(str(prepared.tokenizer.decode([token])).strip() or "␣" for token in ids)
+        return AttentionText(text, tokens, maps)
 
     @cached_property
     def _loaded(self) -> tuple[ElasticModel, Prepared]:
@@ -168,7 +169,9 @@ class Network:
         task, roles, plan = rows_again(self.out)
         prepared = Prepared.of(task, roles, load_tokenizer(self.out / "elastic"), plan)
         if fingerprint_of(elastic, self.subnets, tuple(prepared.validation)) != self.fingerprint:
-            raise ModelFileError(f"{self.out} was measured with other weights or rows; run `dynabert measure {self.out}`")
+            raise ModelFileError(
+                f"{self.out} was measured with other weights or rows; run `dynabert measure {self.out}`"
+            )
         elastic.to(pick_device(self._device))
         return elastic, prepared
 

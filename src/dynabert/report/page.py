@@ -30,7 +30,8 @@ def page_of(contents: Contents, figures: tuple[Figure, ...]) -> str:
         css=_asset("page.css"),
         nav="\n".join(f'<li><a href="#{name}">{escape(head)}</a></li>' for name, head, _ in sections),
         sections="\n".join(
-            f'<section id="{name}" aria-labelledby="{name}-title">\n<h2 id="{name}-title">{escape(head)}</h2>\n{body}\n</section>'
+            f'<section id="{name}" aria-labelledby="{name}-title">\n'
+            f'<h2 id="{name}-title">{escape(head)}</h2>\n{body}\n</section>'
             for name, head, body in sections
         ),
         data=_json(_data(contents, figures)),
@@ -46,7 +47,8 @@ def _asset(name: str) -> str:
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script."""
-    return vl_convert.javascript_bundle(vl_version=vega_lite_version()).replace("</script", "<\\/script")
+    bundle: str = vl_convert.javascript_bundle(vl_version=vega_lite_version())  # type: ignore[call-arg] # wrong stub
+    return bundle.replace("</script", "<\\/script")
 
 
 def _json(value: Any) -> str:  # noqa: ANN401 (any nesting of plain values)
@@ -92,7 +94,8 @@ def _figure(figure: Figure) -> str:
 def _control(figure: str, place: int, control: Control) -> str:
     if control.several:
         boxes = "".join(
-            f'<label><input type="checkbox" data-control="{place}" value="{number}" checked>{escape(option.text)}</label>'
+            f'<label><input type="checkbox" data-control="{place}" value="{number}" checked>'
+            f"{escape(option.text)}</label>"
             for number, option in enumerate(control.options)
         )
         return f"<fieldset><legend>{escape(control.label)}</legend>{boxes}</fieldset>"
@@ -145,15 +148,16 @@ def _facts(contents: Contents) -> Iterable[tuple[str, str]]:
         yield "Machine", f"{machine.cpu}; {machine.device}, {machine.n_threads} threads"
         yield "Versions", f"dynabert {machine.dynabert}, torch {machine.torch}, transformers {machine.transformers}"
         if (latency := context.latency) is not None:
-            yield (
-                "Latency",
-                f"{latency.engine} {latency.dtype}, batch {latency.batch}, {latency.seq} tokens, median of {latency.repeats}",
-            )
+            sizes = f"batch {latency.batch}, {latency.seq} tokens, median of {latency.repeats}"
+            yield "Latency", f"{latency.engine} {latency.dtype}, {sizes}"
         yield "Fingerprint", context.fingerprint
     if "model" in settings:
         yield "Encoder", str(settings["model"])
     if source:
-        yield "Rows", " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in source.items())
+        yield (
+            "Rows",
+            " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in source.items()),
+        )
     yield from _plan(plan)
 
 

@@ -63,9 +63,11 @@ def front_figure(sweeps: dict[str, Sweep]) -> Figure:
     )
 
 
-def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart:
+def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart | alt.FacetChart:
     # Costs and their titles are parameters: the title of an axis cannot be one, that of the chart can.
-    colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=methods), sort=methods)
+    colour = alt.Color(
+        "method:N", scale=alt.Scale(domain=methods), sort=methods, legend=alt.Legend(title=None, symbolOpacity=1)
+    )
     shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=methods), sort=methods)
     base = (
         alt.Chart(alt.NamedData("front"))
@@ -119,9 +121,9 @@ def grid_figure(sweep: Sweep) -> Figure | None:
     headers = ("width", *(f"depth {depth}" for depth in depths))
     return Figure(
         name="grid",
-        title="Width × depth",
-        caption="Darker (on a dark page, lighter) is better; the colours run from the worst to the best size. Widths are "
-        "shares of heads and neurons, depths of layers.",
+        title="Width and depth",
+        caption="Darker (on a dark page, lighter) is better; the colours run from the worst to the best size. Widths "
+        "are shares of heads and neurons, depths of layers.",
         spec=spec_of(chart),
         data={"grid": data},
         controls=(Control("Show", tuple(Option(text, {"measure": name}) for name, text in measures.items())),),
@@ -157,7 +159,9 @@ def ablation_figure(ablations: tuple[Ablation, ...]) -> Figure | None:
         *(alt.Tooltip(f"{name}:Q", title=name, format="+.2f") for name in signed),
     ]
     bars = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), x2="high:Q")
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(alt.X("difference:Q", title=title), tooltip=tooltip)
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        alt.X("difference:Q", title=title), tooltip=tooltip
+    )
     zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(alt.X("x:Q", title=title))
     chart = (
         alt.layer(zero, bars, points)
@@ -172,8 +176,8 @@ def ablation_figure(ablations: tuple[Ablation, ...]) -> Figure | None:
     return Figure(
         name="ablations",
         title="Ablations",
-        caption="What a variant changes, in points of the main metric, with 95 % intervals. An interval that holds 0 says "
-        "that no difference was seen.",
+        caption="What a variant changes, in points of the main metric, with 95 % intervals. An interval that holds 0 "
+        "says that no difference was seen.",
         spec=spec_of(chart),
         data={"ablations": data, "zero": {"x": [0]}},
         controls=unless_one("Size", tuple(Option(names[corner], {"corner": corner}) for corner in corners)),
@@ -183,8 +187,9 @@ def ablation_figure(ablations: tuple[Ablation, ...]) -> Figure | None:
 
 
 _HOW_PAIRED = {
-    True: "Agreement is the share of the validation rows with the same class. A flip is a row that the size of the column "
-    "gets right and the size of the row gets wrong: below the diagonal, what is lost by going from a larger to a smaller.",
+    True: "Agreement is the share of the validation rows with the same class. A flip is a row that the size of the "
+    "column gets right and the size of the row gets wrong: below the diagonal, what is lost by going from a larger "
+    "to a smaller.",
     False: "Agreement is Pearson's correlation of two sizes' scores on the validation rows, times 100.",
 }
 

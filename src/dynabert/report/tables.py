@@ -1,4 +1,4 @@
-"""The numbers behind each figure, as tables by column: what the page draws, and what the tests check. No torch."""
+"""The numbers behind each figure, as tables by column: what the page draws."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -49,31 +49,31 @@ def of_grid(name: str) -> tuple[float, float] | None:
 
 def fronts(sweeps: dict[str, Sweep]) -> Table:
     """Every measured row of every method, with its costs, and for each cost whether it is on its method's front."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for method, sweep in sweeps.items():
         measured = [cost for cost in COSTS if all(getattr(row.cost, cost) is not None for row in sweep.rows)]
         best = {cost: {row.subnet for row in sweep.front(cost).rows} for cost in measured}
         for row in sweep.rows:
-            costs = {cost: getattr(row.cost, cost) if cost in measured else None for cost in COSTS}
-            rows.append(
-                {
-                    "method": method,
-                    "size": row.subnet,
-                    "layers": f"{row.n_layers:.3g} of {row.of_layers}",
-                    "metric": digits(row.metric, 5),
-                    "low": digits(row.quality.metric_low, 5),
-                    "high": digits(row.quality.metric_high, 5),
-                    **{cost: None if cost_ is None else digits(cost_ / UNITS[cost], 5) for cost, cost_ in costs.items()},
-                    **{f"front_{cost}": row.subnet in best.get(cost, ()) for cost in COSTS},
-                }
-            )
+            shown: dict[str, Any] = {
+                "method": method,
+                "size": row.subnet,
+                "layers": f"{row.n_layers:.3g} of {row.of_layers}",
+                "metric": digits(row.metric, 5),
+                "low": digits(row.quality.metric_low, 5),
+                "high": digits(row.quality.metric_high, 5),
+            }
+            for cost in COSTS:
+                known = cost in measured
+                shown[cost] = digits(getattr(row.cost, cost) / UNITS[cost], 5) if known else None
+                shown[f"front_{cost}"] = known and row.subnet in best[cost]
+            rows.append(shown)
     return table(rows)
 
 
 def measures(sweep: Sweep) -> dict[str, str]:
     """What the grid can show of a Subnet: keys and what they mean."""
     more = {"kept": "kept of the teacher's metric, %", "agreement": "agreement with the teacher, %"}
-    return {**{name: name for name in sweep.rows[0].quality.metrics}, **more}
+    return {name: name for name in sweep.rows[0].quality.metrics} | more
 
 
 def grid(sweep: Sweep) -> Table:
