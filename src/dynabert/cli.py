@@ -370,6 +370,31 @@ def attention(
 
 
 @app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="HTML file; RUN/report.html by default.", show_default=False)] = None,
+    images: Annotated[Path | None, typer.Option(help="Also write every figure to this folder, as SVG and PNG.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run as one HTML page that opens offline: sizes, costs, training, importance, attention.
+
+    Three short validation texts stand in it. What takes the model to find out is kept in RUN for the next report.
+    """
+    from dynabert.progress import progress_bars
+    from dynabert.report import report_run
+
+    with progress_bars() as bars:
+        made = report_run(run, out, images=images, progress=bars.measuring, device=device)
+    if as_json:
+        _print_json(json.loads(json.dumps(asdict(made), default=str)))
+    else:
+        typer.echo(f"written to {made.page}, {made.n_bytes / 1e6:.1f} MB: open it in a browser")
+        if images is not None:
+            typer.echo(f"{len(made.images)} images in {images}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; its corpus and encoder are made beside it.")] = Path(
         "runs/demo"

@@ -45,6 +45,7 @@ __all__ = [
     "Progress",
     "Quality",
     "Sweep",
+    "fingerprint_of",
     "labels_of",
     "latencies",
     "machine_of",
@@ -172,7 +173,7 @@ def measure(
         latency=latency,
         machine=machine_of(elastic.model.device),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        fingerprint=fingerprint or _fingerprint(elastic, chosen, rows),
+        fingerprint=fingerprint or fingerprint_of(elastic, chosen, rows),
     )
     return Sweep(
         tuple(
@@ -387,7 +388,7 @@ def _cpu_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _fingerprint(elastic: ElasticModel, subnets: Sequence[Subnet], rows: Sequence[Batch]) -> str:
+def fingerprint_of(elastic: ElasticModel, subnets: Sequence[Subnet], rows: Sequence[Batch]) -> str:
     """16 hexadecimal digits that differ when a weight, a kept layer, an input or a label differs."""
     digest = blake2b(digest_size=8)
     for name, tensor in elastic.model.state_dict().items():

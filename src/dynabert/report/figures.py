@@ -1,0 +1,31 @@
+"""All figures of a report, in the order of the page."""
+
+from collections.abc import Iterator
+
+from dynabert.report import tables
+from dynabert.report.data import Contents
+from dynabert.report.figure import Figure
+from dynabert.report.insides import attention_figure, curve_figure, head_figure, neuron_figure, score_figure
+from dynabert.report.sizes import ablation_figure, front_figure, grid_figure, pair_figure
+
+
+def figures_of(contents: Contents) -> tuple[Figure, ...]:
+    """The figures for which there are data, in the order of the page."""
+    return tuple(figure for figure in _figures(contents) if figure is not None)
+
+
+def _figures(contents: Contents) -> Iterator[Figure | None]:
+    predictions, attention = contents.network
+    if contents.own is not None:
+        yield front_figure(contents.sweeps)
+        yield grid_figure(contents.own)
+    if predictions is not None:
+        yield pair_figure(tables.pairs(predictions.labels, predictions.logits))
+    yield ablation_figure(contents.ablations)
+    yield curve_figure(contents.metrics)
+    yield score_figure(contents.metrics)
+    if contents.importance is not None:
+        yield head_figure(contents.importance.heads.double().numpy())
+        yield neuron_figure(contents.importance.neurons.double().numpy())
+    if attention is not None:
+        yield attention_figure(attention)

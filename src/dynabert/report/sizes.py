@@ -1,0 +1,230 @@
+"""Figures of what was measured of each size: quality against cost, the grid, ablations, pairs of sizes."""
+
+from collections import Counter
+
+import altair as alt
+
+from dynabert.report import tables
+from dynabert.report.data import MEAN, OWN_METHOD, Ablation
+from dynabert.report.figure import (
+    DARK,
+    WIDE,
+    Control,
+    Figure,
+    Option,
+    TextTable,
+    bare_axis,
+    heat_map,
+    nominal_tips,
+    number,
+    param,
+    spec_of,
+    unless_one,
+)
+from dynabert.report.tables import Table
+from dynabert.sweep import COSTS, CostName, Sweep
+
+COST_TITLES: dict[CostName, str] = {
+    "n_params": "Parameters (millions)",
+    "flops": "Encoder FLOPs of a sequence (thousand millions)",
+    "latency_ms": "Latency (ms)",
+}
+
+
+def front_figure(sweeps: dict[str, Sweep]) -> Figure:
+    """The main metric against a cost, a line along each method's front."""
+    data, context = tables.fronts(sweeps), sweeps[OWN_METHOD].context
+    costs = [cost for cost in COSTS if any(value is not None for value in data[cost])]
+    methods = list(sweeps)
+    params = {cost: {"cost": cost, "cost_title": COST_TITLES[cost]} for cost in costs}
+    controls = [Control("Cost", tuple(Option(COST_TITLES[cost], params[cost]) for cost in costs))]
+    if len(methods) > 1:
+        controls.append(Control("Methods", tuple(Option(name, {"methods": name}) for name in methods), several=True))
+    headers = ("method", "size", "layers", context.metric, "95 % interval", *(COST_TITLES[cost] for cost in costs))
+    rows = tuple(
+        (
+            *(row["method"], row["size"], row["layers"], f"{row['metric']:.4f}"),
+            f"{row['low']:.3f} to {row['high']:.3f}",
+            *(number(row[cost]) for cost in costs),
+        )
+        for row in tables.rows_of(data)
+    )
+    return Figure(
+        name="front",
+        title="Quality against cost",
+        caption=f"Each point is one measured size, with the 95 % bootstrap interval of its {context.metric} over the "
+        f"{context.n_rows:,} validation rows. Filled points and the line are the front: nothing else of the method is "
+        "as good for less. The dashed line is the teacher.",
+        spec=spec_of(_front_chart(methods, costs, context.metric)),
+        data={"front": data, "reference": {"metric": [context.reference], "text": ["teacher"]}},
+        controls=tuple(controls),
+        tables=(TextTable("All measured sizes", headers, rows),),
+        images={f"front-{cost}": chosen for cost, chosen in params.items()},
+    )
+
+
+def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart | alt.FacetChart:
+    # Costs and their titles are parameters: the title of an axis cannot be one, that of the chart can.
+    colour = alt.Color(
+        "method:N", scale=alt.Scale(domain=methods), sort=methods, legend=alt.Legend(title=None, symbolOpacity=1)
+    )
+    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=methods), sort=methods)
+    base = (
+        alt.Chart(alt.NamedData("front"))
+        .transform_filter("indexof(methods, datum.method) >= 0 && isValid(datum[cost])")
+        .transform_calculate(x="datum[cost]", on_front="datum['front_' + cost]")
+        .encode(x=alt.X("x:Q", title=None, scale=alt.Scale(zero=False, padding=12)), color=colour)
+    )
+    y = alt.Y("metric:Q", title=metric, scale=alt.Scale(zero=False))
+    ends = (("metric", metric), ("low", "interval from"), ("high", "to"))
+    tooltip = [
+        *nominal_tips("method", "size", "layers"),
+        *(alt.Tooltip(f"{name}:Q", title=title, format=".4f") for name, title in ends),
+        *(alt.Tooltip(f"{cost}:Q", title=COST_TITLES[cost], format=",.4~g") for cost in costs),
+    ]
+    bars = base.mark_rule(opacity=0.4).encode(y=alt.Y("low:Q", title=metric), y2="high:Q")
+    on_front, behind = base.transform_filter("datum.on_front"), base.transform_filter("!datum.on_front")
+    line = on_front.mark_line(strokeWidth=1.5).encode(y=y, order="x:Q")
+    hollow = behind.mark_point(size=50, strokeWidth=1.5, opacity=1).encode(y=y, shape=shape, tooltip=tooltip)
+    filled = on_front.mark_point(size=60, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=tooltip)
+    reference = alt.Chart(alt.NamedData("reference")).encode(y=y)
+    named = reference.mark_text(align="left", dx=4, dy=-6, fontSize=11).encode(x=alt.value(0), text="text:N")
+    first = costs[0]
+    return (
+        alt.layer(reference.mark_rule(strokeDash=[5, 4]), bars, line, hollow, filled, named)
+        .add_params(param("cost", first), param("cost_title", COST_TITLES[first]), param("methods", methods))
+        .properties(
+            **WIDE,
+            height=340,
+            title=alt.TitleParams(text=alt.expr("cost_title"), orient="bottom", anchor="middle", offset=8),
+        )
+    )
+
+
+def grid_figure(sweep: Sweep) -> Figure | None:
+    """The grid of widths and depths as a heat map; None where no size is of a grid."""
+    data, measures = tables.grid(sweep), tables.measures(sweep)
+    if not data:
+        return None
+    widths, depths = (sorted(dict.fromkeys(data[axis]), key=float, reverse=True) for axis in ("width", "depth"))
+    chart = (
+        heat_map(
+            "grid",
+            x=alt.X("depth:O", title="depth", sort=depths, axis=bare_axis(labelAngle=0, orient="top")),
+            y=alt.Y("width:O", title="width", sort=widths, axis=bare_axis()),
+            tooltip=[*nominal_tips("size", "layers"), alt.Tooltip("text:N", title="value")],
+        )
+        .add_params(param("measure", next(iter(measures))), param(DARK, False))
+        .properties(**WIDE, height=44 * len(widths))
+    )
+    shown = {(row["measure"], row["width"], row["depth"]): row["text"] for row in tables.rows_of(data)}
+    headers = ("width", *(f"depth {depth}" for depth in depths))
+    return Figure(
+        name="grid",
+        title="Width and depth",
+        caption="Darker (on a dark page, lighter) is better; the colours run from the worst to the best size. Widths "
+        "are shares of heads and neurons, depths of layers.",
+        spec=spec_of(chart),
+        data={"grid": data},
+        controls=(Control("Show", tuple(Option(text, {"measure": name}) for name, text in measures.items())),),
+        tables=tuple(
+            TextTable(
+                text,
+                headers,
+                tuple((width, *(shown.get((name, width, depth), "") for depth in depths)) for width in widths),
+            )
+            for name, text in measures.items()
+        ),
+        images={f"grid-{name}": {"measure": name} for name in measures},
+    )
+
+
+def ablation_figure(ablations: tuple[Ablation, ...]) -> Figure | None:
+    """What each variant changes."""
+    if not ablations:
+        return None
+    data = tables.table({**vars(row), "name": f"{row.factor}: {row.variant}"} for row in ablations)
+    places = sorted(dict.fromkeys(data["where"]), key=lambda where: where != MEAN)
+    base = (
+        alt.Chart(alt.NamedData("ablations"))
+        .transform_filter("datum.where == where")
+        .encode(
+            y=alt.Y("name:N", title=None, sort=list(dict.fromkeys(data["name"]))),
+            color=alt.Color("factor:N", legend=None),
+        )
+    )
+    title, signed = "difference, points", ("difference", "low", "high")
+    tooltip = [
+        *nominal_tips("factor", "variant", "where"),
+        *(alt.Tooltip(f"{name}:Q", title=name, format="+.2f") for name in signed),
+    ]
+    bars = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), x2="high:Q")
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        alt.X("difference:Q", title=title), tooltip=tooltip
+    )
+    zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(alt.X("x:Q", title=title))
+    chart = (
+        alt.layer(zero, bars, points)
+        .add_params(param("where", places[0]))
+        .properties(**WIDE, height=26 * max(Counter(data["where"]).values()))
+    )
+    names = {where: "mean over the grid" if where == MEAN else where for where in places}
+    lines = tuple(
+        (row.factor, row.variant, names[row.where], f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}")
+        for row in ablations
+    )
+    return Figure(
+        name="ablations",
+        title="Ablations",
+        caption="What a variant changes, in points of the main metric, with 95 % intervals. An interval that holds 0 "
+        "says that no difference was seen.",
+        spec=spec_of(chart),
+        data={"ablations": data, "zero": {"x": [0]}},
+        controls=unless_one("Size", tuple(Option(names[where], {"where": where}) for where in places)),
+        tables=(TextTable("All differences", ("factor", "variant", "size", "difference", "95 % interval"), lines),),
+        images={f"ablations-{where}": {"where": where} for where in places},
+    )
+
+
+_HOW_PAIRED = {
+    True: "Agreement is the share of the validation rows with the same class. A flip is a row that the size of the "
+    "column gets right and the size of the row gets wrong: below the diagonal, what is lost by going from a larger "
+    "to a smaller.",
+    False: "Agreement is Pearson's correlation of two sizes' scores on the validation rows, times 100.",
+}
+
+
+def pair_figure(data: Table) -> Figure:
+    """How the predictions of each pair of sizes compare.
+
+    :param data: see `tables.pairs`.
+    """
+    names = list(dict.fromkeys(data["smaller"]))
+    measures = {name: text for name, text in tables.PAIRED.items() if name in data["measure"]}
+    chart = (
+        heat_map(
+            "pairs",
+            x=alt.X("larger:N", title=None, sort=names, axis=bare_axis(orient="top", labelAngle=-60)),
+            y=alt.Y("smaller:N", title=None, sort=names, axis=bare_axis()),
+            tooltip=[
+                alt.Tooltip("smaller:N", title="row"),
+                alt.Tooltip("larger:N", title="column"),
+                alt.Tooltip("text:N", title="share, %"),
+            ],
+        )
+        .add_params(param("measure", next(iter(measures))), param(DARK, False))
+        .properties(**WIDE, height=26 * len(names))
+    )
+    return Figure(
+        name="pairs",
+        title="Agreement and flips between sizes",
+        caption=_HOW_PAIRED["flips" in measures],
+        spec=spec_of(chart),
+        data={"pairs": data},
+        controls=unless_one("Show", tuple(Option(text, {"measure": name}) for name, text in measures.items())),
+        tables=tuple(
+            TextTable(text, ("", *names), tuple((row, *values) for row, values in tables.matrix(data, name)))
+            for name, text in measures.items()
+        ),
+        images={name: {"measure": name} for name in measures},
+    )
