@@ -11,7 +11,7 @@ from torch import nn
 
 from dynabert.distributed import ALONE, Gradients, Shared, World, joined, launched_rank, n_launched
 from dynabert.errors import DataError, SettingError
-from dynabert.run import load_sweep
+from dynabert.results import load_sweep
 
 
 @pytest.fixture(scope="module")

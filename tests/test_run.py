@@ -20,7 +20,8 @@ from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES
-from dynabert.run import extract_run, load_result, load_sweep, measure_run, train
+from dynabert.results import extract_run, load_result, load_sweep, measure_run
+from dynabert.run import train
 from dynabert.run_folder import read_metrics
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.sweep import LatencySettings
@@ -124,7 +125,7 @@ def test_a_stopped_run_says_what_is_saved_and_goes_on_bit_for_bit(
             signal.raise_signal(signal.SIGTERM) if (stage.name, step) == ("width", n_steps) else None
         )
     else:
-        name = {"scoring": "score", "measuring": "measure"}[place]
+        name = {"scoring": "score", "measuring": "beside_teacher"}[place]
         monkeypatch.setattr(run_module, name, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match=says), stop_signals():
         train(job[0], job[1], out, plan=small_plan(), latency=None, hooks=hooks)

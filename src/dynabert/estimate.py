@@ -22,13 +22,13 @@ import torch
 from dynabert.batches import Batch, Batches
 from dynabert.distill import StageRun, teacher_of
 from dynabert.elastic import ElasticModel
-from dynabert.job import Job, prepare
+from dynabert.job import Job, pick_device, prepare
 from dynabert.measure import LatencySettings, Progress, latencies, predict, views_of
 from dynabert.memory import peak_memory
 from dynabert.plan import Plan, Source
 from dynabert.recipes import Stage
 from dynabert.rewire import MAX_BATCHES, score
-from dynabert.run import disk_bytes, pick_device
+from dynabert.run import disk_bytes
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import plain_text
 from dynabert.workload import step_flops

@@ -9,7 +9,7 @@ from dynabert.batches import Batches, encode
 from dynabert.data import Roles, Rows
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.errors import SettingError
+from dynabert.errors import SettingError, one_of
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import LatencySettings, check_length
 from dynabert.model_files import CONFIG, read_object, resolve
@@ -137,3 +137,20 @@ def _check_lengths(elastic: ElasticModel, plan: Plan, latency: LatencySettings |
         raise SettingError(f"max_length {max_length} is too long for this model, which takes {longest}; lower it")
     if latency is not None:
         check_length(elastic.model, latency)
+
+
+def pick_device(name: str | None) -> str:
+    """The name of a device, checked; without one the GPU if there is one, else the CPU.
+
+    :raises SettingError: a device that is not there.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise SettingError(one_of("device", name, ("cpu", "cuda", "cuda:0")))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingError(f"device {name!r} is not available here; use cpu, or install torch for your GPU")
+    return name

@@ -16,45 +16,31 @@ rank 0, so the folder need not be visible to them.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
-from dynabert.data import Roles
 from dynabert.distill import originals, teacher_of, train_stage
-from dynabert.distributed import ALONE, Shared, World, joined
-from dynabert.elastic import ElasticModel, count_params
-from dynabert.errors import DataError, ModelFileError, SettingError, Stopped, one_of
+from dynabert.distributed import Shared, World, joined
+from dynabert.elastic import ElasticModel
+from dynabert.errors import SettingError, Stopped
 from dynabert.failures import Saving, held, with_space
-from dynabert.files import read_json, verify_manifest
 from dynabert.hooks import Hooks, Snapshot, StepReport
 from dynabert.hooks import Progress as StageProgress
-from dynabert.job import Job, Prepared, prepare
-from dynabert.loading import load, load_tokenizer, save_model
-from dynabert.measure import LatencySettings, Progress, check_length, measure, predict, selection_score
-from dynabert.model_files import CONFIG
-from dynabert.modeling import LOADERS
-from dynabert.plan import Plan, Source, fingerprint, plan_of
+from dynabert.job import Job, Prepared, pick_device, prepare
+from dynabert.loading import load
+from dynabert.measure import LatencySettings, Progress, selection_score
+from dynabert.plan import Plan, Source, fingerprint
 from dynabert.recipes import Stage
+from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, beside_teacher, complete
 from dynabert.rewire import Importance, reordered, rewire, score
-from dynabert.run_folder import METRICS_FILE, RUN_FILE, MetricsLog, opened, space_needed
-from dynabert.subnet import Subnet
+from dynabert.run_folder import METRICS_FILE, MetricsLog, opened, space_needed
 from dynabert.sweep import Sweep
-from dynabert.tasks import Task
 from dynabert.workload import PlannedStage, planned_stages
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-SWEEP_FILE = "sweep.json"
-IMPORTANCE_FILE = "importance.safetensors"
-
-log = logging.getLogger("dynabert")
 
 
 class RunHooks(Hooks):
@@ -228,7 +214,7 @@ class _Run:
         """Measure the result beside its teacher, and write ``sweep.json``."""
         teacher = elastic.copy()
         self._take_weights(teacher, self.out / "teacher")
-        sweep = _beside(teacher, elastic, self.prepared, latency=latency, progress=progress, world=self.world)
+        sweep = beside_teacher(teacher, elastic, self.prepared, latency=latency, progress=progress, world=self.world)
         if self.world.is_first:
             sweep.to_json(self.out / SWEEP_FILE)
         return sweep
@@ -263,7 +249,7 @@ class _Run:
         self, elastic: ElasticModel, folder: Path, stage: Stage | None, teacher: Callable[[], ElasticModel | None]
     ) -> None:
         """Train a stage, save what it gives and delete its checkpoints, or what of this has not been done yet."""
-        if not self.world.on_first(lambda: _complete(folder)):
+        if not self.world.on_first(lambda: complete(folder)):
             with held():  # what a stage has given is not thrown away by a stop between its end and its saving
                 if stage is not None:
                     self._train(elastic, stage, teacher=teacher())
@@ -309,204 +295,6 @@ class _Run:
             raise
 
 
-def measure_run(
-    out: str | Path,
-    *,
-    subnets: tuple[Subnet, ...] | None = None,
-    latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
-    progress: Progress | None = None,
-    device: str | None = None,
-) -> Sweep:
-    """Measure the result of a run on the validation rows, beside its teacher, and write ``sweep.json``.
-
-    :param out: the run folder.
-    :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
-    :param latency: how latency is measured; None leaves it out.
-    :param progress: called with what is being done, how much of it is done, and out of how much.
-    :param device: where to compute; by default the GPU if there is one.
-    :raises DataError: the rows are not those of the run any more.
-    """
-    out, device = Path(out), pick_device(device)
-    elastic = load_result(out)
-    if latency is not None:
-        check_length(elastic.model, latency)
-    prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
-    elastic.to(device)
-    sweep = _beside(load_teacher(out, elastic), elastic, prepared, subnets=subnets, latency=latency, progress=progress)
-    if subnets is None:
-        sweep.to_json(out / SWEEP_FILE)
-    return sweep
-
-
-def _beside(
-    teacher: ElasticModel,
-    elastic: ElasticModel,
-    prepared: Prepared,
-    *,
-    subnets: tuple[Subnet, ...] | None = None,
-    latency: LatencySettings | None,
-    progress: Progress | None,
-    world: World = ALONE,
-) -> Sweep:
-    """The result of a run on its validation rows, compared with its teacher."""
-    return measure(
-        elastic,
-        prepared.validation,
-        task=prepared.task,
-        subnets=subnets,
-        reference=predict(teacher.at(Subnet()), prepared.validation, world=world),
-        latency=latency,
-        progress=progress,
-        world=world,
-    )
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a run folder says that it was made with.
-
-    :param plan: with the teacher decided on.
-    :param data: fingerprint of its rows.
-    """
-
-    model: str
-    source: Source
-    plan: Plan
-    data: str
-
-    @classmethod
-    def of(cls, out: str | Path) -> "Saved":
-        """Read it from a run folder.
-
-        :raises ModelFileError: not a run folder, or one of another version.
-        """
-        path = _run_file(Path(out))
-        saved = read_json(path)
-        try:
-            identity = saved["fingerprint"]
-            return cls(saved["model"], Source.from_json(saved["source"]), plan_of(identity), identity["data"])
-        except (KeyError, TypeError) as error:
-            raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
-
-    def roles(self) -> tuple[Task, Roles]:
-        """The task and the rows of the run, loaded from where it had them.
-
-        :raises DataError: they have changed since.
-        """
-        task, roles = self.source.load()
-        if roles.fingerprint != self.data:
-            raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
-        return task, roles
-
-    def rows(self, tokenizer: "PreTrainedTokenizerBase") -> Prepared:
-        """The same in batches, as the run had them.
-
-        :raises DataError: they have changed since.
-        """
-        return Prepared.of(*self.roles(), tokenizer, self.plan)
-
-
-def _run_file(out: Path) -> Path:
-    if not (out / RUN_FILE).exists():
-        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
-    return out / RUN_FILE
-
-
-def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = False) -> ElasticModel:
-    """The teacher of a finished run.
-
-    :param out: the run folder.
-    :param elastic: its result, which is left as it is.
-    :param rewired: with heads and neurons in the order that the run gave them: the same function, and what each Subnet
-        was before any training.
-    :raises ModelFileError: a part of the run that is missing or damaged.
-    """
-    out, teacher = Path(out), elastic.copy()
-    teacher.model.load_state_dict(load(out / "teacher").state_dict())
-    plan = Saved.of(out).plan
-    if rewired and plan.order != "as-is":
-        importance = Importance.load(out / IMPORTANCE_FILE)
-        rewire(teacher, reordered(importance, plan.order, seed=plan.training.seed))
-    return teacher
-
-
-def pick_device(name: str | None) -> str:
-    """The name of a device, checked; without one the GPU if there is one, else the CPU.
-
-    :raises SettingError: a device that is not there.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise SettingError(one_of("device", name, ("cpu", "cuda", "cuda:0")))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device {name!r} is not available here; use cpu, or install torch for your GPU")
-    return name
-
-
-def load_result(out: str | Path) -> ElasticModel:
-    """The elastic model of a finished run.
-
-    :raises ModelFileError: not a run folder, or one whose training has not finished.
-    """
-    out = Path(out)
-    _run_file(out)
-    if not _complete(out / "elastic"):
-        raise ModelFileError(f"{out} has not finished training; run its `dynabert train` command again to go on")
-    return ElasticModel.from_pretrained(out / "elastic")
-
-
-def load_sweep(out: str | Path) -> Sweep:
-    """The sweep of a finished run.
-
-    :raises ModelFileError: not a run folder, or one that has not been measured.
-    """
-    if not (Path(out) / SWEEP_FILE).exists():
-        load_result(out)
-        raise ModelFileError(f"{out} has no {SWEEP_FILE} yet; run `dynabert measure {out}`")
-    return Sweep.from_json(Path(out) / SWEEP_FILE)
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """A small model on disk: where it lies, its parameters, and what can load it."""
-
-    folder: Path
-    n_params: int
-    loads_with: str
-
-
-def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:
-    """Write one Subnet of a run as a small model with its tokenizer.
-
-    :param out: the run folder.
-    :param subnet: which; those of the grid were trained, any other one works less well.
-    :param folder: where to.
-    :param pad_heads: see `ElasticModel.extract`: stock transformers loads it, but attention keeps its cost.
-    :raises SettingError: a folder that holds something else than a model.
-    """
-    elastic, folder = load_result(out), Path(folder)
-    if folder.is_file():
-        raise SettingError(f"{folder} is a file; give the name of a folder")
-    if folder.resolve().is_relative_to(Path(out).resolve()):
-        raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise SettingError(f"{folder} is not empty and holds no model; give another --out")
-    if elastic.slices(subnet) not in [elastic.slices(trained) for trained in elastic.grid]:
-        log.warning(
-            "%s was not trained, so expect less of it than of its neighbours; trained were: %s",
-            subnet.name,
-            ", ".join(trained.name for trained in elastic.grid),
-        )
-    small = elastic.extract(subnet, pad_heads=pad_heads)
-    save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
-    stock = small.config.model_type == elastic.family.model_type
-    return Extracted(folder, count_params(small), LOADERS[stock])
-
-
 @contextmanager
 def _opened_together(out: Path, job: Job, called: dict[str, Any], world: World, *, force: bool) -> Iterator[None]:
     """Open the run folder on rank 0, once all ranks are about to do the same; see `run_folder.opened`."""
@@ -519,11 +307,3 @@ def _opened_together(out: Path, job: Job, called: dict[str, Any], world: World, 
     with ExitStack() as stack:
         world.on_first(lambda: stack.enter_context(folder))
         yield
-
-
-def _complete(folder: Path) -> bool:
-    """Whether a model folder is there; one that is there but damaged is an error, not a reason to train again."""
-    if not folder.exists():
-        return False
-    verify_manifest(folder)
-    return True

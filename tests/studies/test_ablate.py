@@ -11,7 +11,8 @@ from small_job import small_plan, write_job
 from dynabert.errors import SettingError
 from dynabert.plan import Plan
 from dynabert.recipes import RECIPES
-from dynabert.run import load_result, train
+from dynabert.results import load_result
+from dynabert.run import train
 from dynabert.studies.ablate import ablate
 from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
 from dynabert.studies.trials import Study, Trial

@@ -16,8 +16,9 @@ from dynabert import cli
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel
 from dynabert.errors import DataError, SettingError
+from dynabert.results import load_result, load_teacher
 from dynabert.rewire import Importance, permute
-from dynabert.run import load_result, load_teacher, train
+from dynabert.run import train
 from dynabert.studies.attention import attention_maps, attention_of_run, attention_study, coverage, similarities
 from dynabert.subnet import LayerSlice, Subnet, SubnetGrid
 

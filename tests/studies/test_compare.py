@@ -9,7 +9,8 @@ from small_job import small_plan, write_job
 
 from dynabert.baselines import METHODS
 from dynabert.errors import SettingError
-from dynabert.run import load_result, train
+from dynabert.results import load_result
+from dynabert.run import train
 from dynabert.studies.compare import OURS, compare
 from dynabert.studies.trials import Study, Trial
 from dynabert.subnet import Subnet, encoder_flops

@@ -10,7 +10,8 @@ from small_job import small_plan, write_job
 from dynabert.errors import ModelFileError
 from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
-from dynabert.run import load_result, load_sweep, train
+from dynabert.results import load_result, load_sweep
+from dynabert.run import train
 from dynabert.studies.trials import Study, Trial
 from dynabert.subnet import encoder_flops
 

@@ -10,8 +10,8 @@ from dynabert.errors import DynabertError, ModelFileError
 from dynabert.files import read_json
 from dynabert.measure import Progress
 from dynabert.report.network import Attention, Network, Predictions
+from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, load_sweep
 from dynabert.rewire import Importance
-from dynabert.run import IMPORTANCE_FILE, SWEEP_FILE, load_sweep
 from dynabert.run_folder import METRICS_FILE, RUN_FILE, read_metrics
 from dynabert.sweep import Sweep
 

@@ -21,10 +21,10 @@ from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, StorageError
 from dynabert.files import atomic_write_bytes, read_json, write_json
-from dynabert.job import Prepared
+from dynabert.job import Prepared, pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress, fingerprint_of, labels_of, predict
-from dynabert.run import Saved, load_result, load_teacher, pick_device
+from dynabert.results import Saved, load_result, load_teacher
 from dynabert.studies.attention import attention_maps
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep

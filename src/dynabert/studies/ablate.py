@@ -15,7 +15,7 @@ import numpy as np
 from dynabert.files import write_json
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
-from dynabert.run import load_result
+from dynabert.results import load_result
 from dynabert.statistics import ROW_METRICS, Resampled, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, variants_of
 from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings

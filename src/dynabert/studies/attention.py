@@ -29,10 +29,11 @@ from dynabert.batches import Batch, Batches, encode
 from dynabert.data import Rows
 from dynabert.elastic import ElasticModel, longest_input
 from dynabert.errors import DataError, SettingError
+from dynabert.job import pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress
 from dynabert.predict import columns_of, text_lines
-from dynabert.run import Saved, load_result, load_teacher, pick_device
+from dynabert.results import Saved, load_result, load_teacher
 from dynabert.seeds import permutation
 from dynabert.studies.patterns import THRESHOLD, AttentionStudy, Similarities, study_of
 from dynabert.subnet import Subnet

@@ -31,8 +31,9 @@ from dynabert.loading import load, load_tokenizer
 from dynabert.measure import interleaved_ms, labels_of, predict
 from dynabert.plan import Plan
 from dynabert.recipes import Recipe
+from dynabert.results import Saved, load_result
 from dynabert.rewire import rewire, score
-from dynabert.run import Saved, load_result, train, train_teacher
+from dynabert.run import train, train_teacher
 from dynabert.statistics import ROW_METRICS
 from dynabert.sweep import Sweep
 from dynabert.tasks import Task

@@ -1,0 +1,140 @@
+"""The commands that ask what a method is worth: compare, ablate, attention."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from dynabert.cli.options import (
+    Budget,
+    Device,
+    Json,
+    Limit,
+    Run,
+    Runs,
+    Seeds,
+    app,
+    lines_of,
+    names_of,
+    numbers_of,
+    print_json,
+)
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: deebert, fastbert, layerdrop, layerdrop-0.5, layerdrop-validated, first-layers, "
+            "first-layers-distilled, alone; all by default.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Seeds = 1,
+    lrs: Annotated[str | None, typer.Option(help="Learning rates to tune over; by default the run's alone.")] = None,
+    budget: Budget = 1.0,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Train other methods beside a run: same teachers, same rows, same training FLOPs, paired by row and seed.
+
+    Each method's size or threshold is chosen on the select rows, at half and at a quarter of the full network's FLOPs.
+    Interrupted? Run the same command again.
+    """
+    from dynabert.baselines import METHODS
+    from dynabert.progress import progress_bars
+    from dynabert.studies.compare import compare as study
+
+    chosen = tuple(METHODS) if methods is None else names_of(methods)
+    rates = () if lrs is None else numbers_of("lrs", lrs)
+    with progress_bars() as bars:
+        result = study(*runs, methods=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(result.table(), nl=False)
+
+
+@app.command()
+def ablate(
+    runs: Runs,
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: rewiring, distillation, assistant, teacher-width, schedule, finetune, depth-rule, "
+            "recipe, learning-rate; all by default.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Seeds = 3,
+    lrs: Annotated[
+        str | None,
+        typer.Option(help="Learning rates to tune over; by default a third of the run's, the run's, three times it."),
+    ] = None,
+    budget: Budget = 1.0,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each ingredient is worth: change one factor of a run at a time, at equal training FLOPs.
+
+    Every variant trains from the same teachers with the learning rate that is best for it on the select rows, and is
+    paired with the run's own plan by row and seed. Interrupted? Run the same command again.
+    """
+    from dynabert.progress import progress_bars
+    from dynabert.studies.ablate import ablate as study
+    from dynabert.studies.factors import ALL_FACTORS
+
+    chosen = ALL_FACTORS if factors is None else names_of(factors)
+    rates = () if lrs is None else numbers_of("lrs", lrs)
+    with progress_bars() as bars:
+        result = study(*runs, factors=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(result.table(), nl=False)
+
+
+@app.command()
+def attention(
+    run: Run,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to study instead, or a file of texts; may be given several times.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Validation rows to study, drawn at random.")] = 200,
+    threshold: Annotated[
+        float, typer.Option(help="Similarity from which on a pattern counts as reproduced, in (0, 1).")
+    ] = 0.85,
+    out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it: FILE.svg or FILE.png.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the attention of every size with the teacher's: how many of its patterns do the remaining heads keep?"""
+    from dynabert.progress import progress_bars
+    from dynabert.studies.attention import attention_of_run
+    from dynabert.studies.attention_figure import check_figure, save_figure
+
+    if plot is not None:
+        check_figure(plot)
+    with progress_bars() as bars:
+        study = attention_of_run(
+            run,
+            texts=None if text is None else lines_of(text),
+            n_rows=rows,
+            threshold=threshold,
+            progress=bars.measuring,
+            device=device,
+        )
+    if out is not None:
+        study.to_json(out)
+    if plot is not None:
+        save_figure(study, plot)
+    if as_json:
+        print_json(study.to_dict())
+    else:
+        typer.echo(study.table())

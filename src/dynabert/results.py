@@ -1,0 +1,222 @@
+"""What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynabert.data import Roles
+from dynabert.distributed import ALONE, World
+from dynabert.elastic import ElasticModel, count_params
+from dynabert.errors import DataError, ModelFileError, SettingError
+from dynabert.files import read_json, verify_manifest
+from dynabert.job import Prepared, pick_device
+from dynabert.loading import load, load_tokenizer, save_model
+from dynabert.measure import LatencySettings, Progress, check_length, measure, predict
+from dynabert.model_files import CONFIG
+from dynabert.modeling import LOADERS
+from dynabert.plan import Plan, Source, plan_of
+from dynabert.rewire import Importance, reordered, rewire
+from dynabert.run_folder import RUN_FILE
+from dynabert.subnet import Subnet
+from dynabert.sweep import Sweep
+from dynabert.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SWEEP_FILE = "sweep.json"
+IMPORTANCE_FILE = "importance.safetensors"
+
+log = logging.getLogger("dynabert")
+
+
+def measure_run(
+    out: str | Path,
+    *,
+    subnets: tuple[Subnet, ...] | None = None,
+    latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
+    progress: Progress | None = None,
+    device: str | None = None,
+) -> Sweep:
+    """Measure the result of a run on the validation rows, beside its teacher, and write ``sweep.json``.
+
+    :param out: the run folder.
+    :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
+    :param latency: how latency is measured; None leaves it out.
+    :param progress: called with what is being done, how much of it is done, and out of how much.
+    :param device: where to compute; by default the GPU if there is one.
+    :raises DataError: the rows are not those of the run any more.
+    """
+    out, device = Path(out), pick_device(device)
+    elastic = load_result(out)
+    if latency is not None:
+        check_length(elastic.model, latency)
+    prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
+    elastic.to(device)
+    sweep = beside_teacher(
+        load_teacher(out, elastic), elastic, prepared, subnets=subnets, latency=latency, progress=progress
+    )
+    if subnets is None:
+        sweep.to_json(out / SWEEP_FILE)
+    return sweep
+
+
+def beside_teacher(
+    teacher: ElasticModel,
+    elastic: ElasticModel,
+    prepared: Prepared,
+    *,
+    subnets: tuple[Subnet, ...] | None = None,
+    latency: LatencySettings | None,
+    progress: Progress | None,
+    world: World = ALONE,
+) -> Sweep:
+    """The result of a run on its validation rows, compared with its teacher."""
+    return measure(
+        elastic,
+        prepared.validation,
+        task=prepared.task,
+        subnets=subnets,
+        reference=predict(teacher.at(Subnet()), prepared.validation, world=world),
+        latency=latency,
+        progress=progress,
+        world=world,
+    )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run folder says that it was made with.
+
+    :param plan: with the teacher decided on.
+    :param data: fingerprint of its rows.
+    """
+
+    model: str
+    source: Source
+    plan: Plan
+    data: str
+
+    @classmethod
+    def of(cls, out: str | Path) -> "Saved":
+        """Read it from a run folder.
+
+        :raises ModelFileError: not a run folder, or one of another version.
+        """
+        path = _run_file(Path(out))
+        saved = read_json(path)
+        try:
+            identity = saved["fingerprint"]
+            return cls(saved["model"], Source.from_json(saved["source"]), plan_of(identity), identity["data"])
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
+
+    def roles(self) -> tuple[Task, Roles]:
+        """The task and the rows of the run, loaded from where it had them.
+
+        :raises DataError: they have changed since.
+        """
+        task, roles = self.source.load()
+        if roles.fingerprint != self.data:
+            raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
+        return task, roles
+
+    def rows(self, tokenizer: "PreTrainedTokenizerBase") -> Prepared:
+        """The same in batches, as the run had them.
+
+        :raises DataError: they have changed since.
+        """
+        return Prepared.of(*self.roles(), tokenizer, self.plan)
+
+
+def _run_file(out: Path) -> Path:
+    if not (out / RUN_FILE).exists():
+        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
+    return out / RUN_FILE
+
+
+def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = False) -> ElasticModel:
+    """The teacher of a finished run.
+
+    :param out: the run folder.
+    :param elastic: its result, which is left as it is.
+    :param rewired: with heads and neurons in the order that the run gave them: the same function, and what each Subnet
+        was before any training.
+    :raises ModelFileError: a part of the run that is missing or damaged.
+    """
+    out, teacher = Path(out), elastic.copy()
+    teacher.model.load_state_dict(load(out / "teacher").state_dict())
+    plan = Saved.of(out).plan
+    if rewired and plan.order != "as-is":
+        importance = Importance.load(out / IMPORTANCE_FILE)
+        rewire(teacher, reordered(importance, plan.order, seed=plan.training.seed))
+    return teacher
+
+
+def load_result(out: str | Path) -> ElasticModel:
+    """The elastic model of a finished run.
+
+    :raises ModelFileError: not a run folder, or one whose training has not finished.
+    """
+    out = Path(out)
+    _run_file(out)
+    if not complete(out / "elastic"):
+        raise ModelFileError(f"{out} has not finished training; run its `dynabert train` command again to go on")
+    return ElasticModel.from_pretrained(out / "elastic")
+
+
+def load_sweep(out: str | Path) -> Sweep:
+    """The sweep of a finished run.
+
+    :raises ModelFileError: not a run folder, or one that has not been measured.
+    """
+    if not (Path(out) / SWEEP_FILE).exists():
+        load_result(out)
+        raise ModelFileError(f"{out} has no {SWEEP_FILE} yet; run `dynabert measure {out}`")
+    return Sweep.from_json(Path(out) / SWEEP_FILE)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A small model on disk: where it lies, its parameters, and what can load it."""
+
+    folder: Path
+    n_params: int
+    loads_with: str
+
+
+def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:
+    """Write one Subnet of a run as a small model with its tokenizer.
+
+    :param out: the run folder.
+    :param subnet: which; those of the grid were trained, any other one works less well.
+    :param folder: where to.
+    :param pad_heads: see `ElasticModel.extract`: stock transformers loads it, but attention keeps its cost.
+    :raises SettingError: a folder that holds something else than a model.
+    """
+    elastic, folder = load_result(out), Path(folder)
+    if folder.is_file():
+        raise SettingError(f"{folder} is a file; give the name of a folder")
+    if folder.resolve().is_relative_to(Path(out).resolve()):
+        raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+        raise SettingError(f"{folder} is not empty and holds no model; give another --out")
+    if elastic.slices(subnet) not in [elastic.slices(trained) for trained in elastic.grid]:
+        log.warning(
+            "%s was not trained, so expect less of it than of its neighbours; trained were: %s",
+            subnet.name,
+            ", ".join(trained.name for trained in elastic.grid),
+        )
+    small = elastic.extract(subnet, pad_heads=pad_heads)
+    save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
+    stock = small.config.model_type == elastic.family.model_type
+    return Extracted(folder, count_params(small), LOADERS[stock])
+
+
+def complete(folder: Path) -> bool:
+    """Whether a model folder is there; one that is there but damaged is an error, not a reason to train again."""
+    if not folder.exists():
+        return False
+    verify_manifest(folder)
+    return True
