@@ -120,7 +120,7 @@ def _compared(out: Path, own: Sweep) -> dict[str, Sweep]:
     saved = read_json(path)
     if not isinstance(saved, dict) or not isinstance(saved.get("sweeps"), dict):
         raise ModelFileError(f"{path} holds no table of sweeps; compare again")
-    sweeps = {name: Sweep.from_dict(value, what=str(path)) for name, value in saved["sweeps"].items()}
+    sweeps = {name: Sweep.from_dict(value, what=f"{path}: {name}") for name, value in saved["sweeps"].items()}
     for name, sweep in sweeps.items():
         for field in ("task", "metric", "n_rows"):
             there, here = getattr(sweep.context, field), getattr(own.context, field)

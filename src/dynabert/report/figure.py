@@ -144,6 +144,14 @@ def bare_axis(**options: Any) -> alt.Axis:  # noqa: ANN401 (options of Axis)
     return alt.Axis(ticks=False, domain=False, grid=False, **options)
 
 
+def filled_where(test: str) -> Any:  # noqa: ANN401 (a condition of Altair)
+    """Which points are filled; the others are hollow.
+
+    One layer holds both: a layer without any point has no extent, and Vega warns of that on the console.
+    """
+    return alt.condition(test, alt.value(1), alt.value(0))
+
+
 def param(name: str, value: Any) -> alt.Parameter:  # noqa: ANN401 (any JSON value)
     """A parameter that the page may set."""
     return alt.param(name=name, value=value)

@@ -13,6 +13,7 @@ from dynabert.report.figure import (
     Option,
     TextTable,
     bare_axis,
+    filled_where,
     nominal_tips,
     number,
     param,
@@ -59,7 +60,8 @@ def curve_figure(metrics: list[dict[str, Any]]) -> Figure | None:
     return Figure(
         name="curves",
         title="Training losses",
-        caption="The loss of each size, unweighted. Of many logged steps, a point is the mean of a stretch.",
+        caption="The loss of each size, unweighted. Of many logged steps, a point after the first is the mean of "
+        "a stretch.",
         spec=spec_of(chart),
         data={"curves": data},
         controls=unless_one("Stage and loss", options),
@@ -98,15 +100,22 @@ def score_figure(metrics: list[dict[str, Any]]) -> Figure | None:
     if not data:
         return None
     stages = list(dict.fromkeys(data["stage"]))
+    legend = alt.Legend(title=None)
+    colour, fill = (
+        channel("stage:N", sort=stages, scale=alt.Scale(domain=stages), legend=legend)
+        for channel in (alt.Color, alt.Fill)
+    )
     base = alt.Chart(alt.NamedData("scores")).encode(
         x=alt.X("step_of_run:Q", title="step, counted on over the stages"),
         y=alt.Y("score:Q", title="score on the select rows", scale=alt.Scale(zero=False)),
-        color=alt.Color("stage:N", title=None, sort=stages, scale=alt.Scale(domain=stages)),
+        color=colour,
     )
-    tooltip = [*nominal_tips("stage", "step"), alt.Tooltip("score:Q", format=".4f")]
-    better = base.transform_filter("datum.best").mark_point(filled=True, size=60, opacity=1).encode(tooltip=tooltip)
-    other = base.transform_filter("!datum.best").mark_point(size=50, opacity=1).encode(tooltip=tooltip)
-    chart = alt.layer(base.mark_line(strokeWidth=1.4), other, better).properties(**WIDE, height=240)
+    points = base.mark_point(size=55, opacity=1).encode(
+        fill=fill,
+        fillOpacity=filled_where("datum.best"),
+        tooltip=[*nominal_tips("stage", "step"), alt.Tooltip("score:Q", format=".4f")],
+    )
+    chart = alt.layer(base.mark_line(strokeWidth=1.4), points).properties(**WIDE, height=240)
     lines = tuple(
         (row["stage"], str(row["step"]), f"{row['score']:.4f}", "yes" if row["best"] else "")
         for row in tables.rows_of(data)

@@ -14,6 +14,7 @@ from dynabert.report.figure import (
     Option,
     TextTable,
     bare_axis,
+    filled_where,
     heat_map,
     nominal_tips,
     number,
@@ -65,10 +66,11 @@ def front_figure(sweeps: dict[str, Sweep]) -> Figure:
 
 def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart | alt.FacetChart:
     # Costs and their titles are parameters: the title of an axis cannot be one, that of the chart can.
-    colour = alt.Color(
-        "method:N", scale=alt.Scale(domain=methods), sort=methods, legend=alt.Legend(title=None, symbolOpacity=1)
+    legend = alt.Legend(title=None, symbolOpacity=1)
+    colour, fill, shape = (
+        channel("method:N", scale=alt.Scale(domain=methods), sort=methods, legend=legend)
+        for channel in (alt.Color, alt.Fill, alt.Shape)
     )
-    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=methods), sort=methods)
     base = (
         alt.Chart(alt.NamedData("front"))
         .transform_filter("indexof(methods, datum.method) >= 0 && isValid(datum[cost])")
@@ -83,15 +85,15 @@ def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.
         *(alt.Tooltip(f"{cost}:Q", title=COST_TITLES[cost], format=",.4~g") for cost in costs),
     ]
     bars = base.mark_rule(opacity=0.4).encode(y=alt.Y("low:Q", title=metric), y2="high:Q")
-    on_front, behind = base.transform_filter("datum.on_front"), base.transform_filter("!datum.on_front")
-    line = on_front.mark_line(strokeWidth=1.5).encode(y=y, order="x:Q")
-    hollow = behind.mark_point(size=50, strokeWidth=1.5, opacity=1).encode(y=y, shape=shape, tooltip=tooltip)
-    filled = on_front.mark_point(size=60, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=tooltip)
+    line = base.transform_filter("datum.on_front").mark_line(strokeWidth=1.5).encode(y=y, order="x:Q")
+    points = base.mark_point(size=55, strokeWidth=1.5, opacity=1).encode(
+        y=y, shape=shape, fill=fill, fillOpacity=filled_where("datum.on_front"), tooltip=tooltip
+    )
     reference = alt.Chart(alt.NamedData("reference")).encode(y=y)
     named = reference.mark_text(align="left", dx=4, dy=-6, fontSize=11).encode(x=alt.value(0), text="text:N")
     first = costs[0]
     return (
-        alt.layer(reference.mark_rule(strokeDash=[5, 4]), bars, line, hollow, filled, named)
+        alt.layer(reference.mark_rule(strokeDash=[5, 4]), bars, line, points, named)
         .add_params(param("cost", first), param("cost_title", COST_TITLES[first]), param("methods", methods))
         .properties(
             **WIDE,

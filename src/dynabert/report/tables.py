@@ -106,15 +106,16 @@ def grid(sweep: Sweep) -> Table:
 
 
 def thin(steps: Sequence[int], values: np.ndarray, limit: int) -> tuple[list[int], np.ndarray]:
-    """At most `limit` points of a curve: means of stretches of equal numbers of points, at their last steps.
+    """At most `limit` points of a curve: the first, then means of stretches of equal length, at their last steps.
 
     :param steps: ascending, shape (points,).
     :param values: shape (points, terms); NaN where there is none.
+    :param limit: 2 or more.
     :return: steps and values; those given where they are few enough.
     """
     if len(steps) <= limit:
         return list(steps), values
-    parts = np.array_split(np.arange(len(steps)), limit)
+    parts = [np.arange(1), *np.array_split(np.arange(1, len(steps)), limit - 1)]
     kept = np.stack([_mean(values[part]) for part in parts])
     return [steps[part[-1]] for part in parts], kept
 

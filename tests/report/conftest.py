@@ -1,0 +1,21 @@
+"""A finished run with studies beside it, as the report finds it."""
+
+from pathlib import Path
+
+import pytest
+from small_job import small_plan, write_job
+from small_studies import beside, write_ablation, write_comparison
+
+from dynabert.run import load_sweep, train
+from dynabert.sweep import LatencySettings
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained and measured run folder; tests add to it nothing but what a report keeps there."""
+    encoder, source = write_job(tmp_path_factory.mktemp("job"))
+    run = encoder.parent / "run"
+    train(encoder, source, run, plan=small_plan(), latency=LatencySettings(seq=16, repeats=3))
+    write_comparison(run, beside(load_sweep(run)))
+    write_ablation(run)
+    return run

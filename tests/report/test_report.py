@@ -1,0 +1,86 @@
+"""The files of a report: written whole, with the figures there are data for; hostile names stay text."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_studies import EFFECTS, beside, made_sweep, write_ablation, write_comparison
+
+from dynabert.errors import SettingError
+from dynabert.files import write_json
+from dynabert.report import REPORT_FILE, report_run
+from dynabert.rewire import Importance
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run folder that has no more than its settings."""
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "run.json", {"model": "an-encoder"})
+    return run
+
+
+@pytest.mark.parametrize("package", ["altair", "vl_convert"])
+def test_a_missing_package_names_the_extra(begun, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SettingError, match=rf"{package}.*pip install 'dynabert\[report\]'"):
+        report_run(begun)
+    assert not (begun / REPORT_FILE).exists()
+
+
+def test_a_run_that_has_only_begun_has_a_page(begun):
+    made = report_run(begun)
+    assert made.page == begun / REPORT_FILE and made.figures == ()
+    assert made.n_bytes == made.page.stat().st_size
+    text = made.page.read_text()
+    assert "an-encoder" in text and made.left_out[0].split(";")[0] in text
+
+
+def test_images_are_drawn_of_every_figure(begun, tmp_path):
+    rng = np.random.default_rng(0)
+    heads, neurons = torch.tensor(rng.random((2, 4))), torch.tensor(rng.random((2, 16)))
+    Importance(heads, neurons, "loss").save(begun / "importance.safetensors")
+    made = report_run(begun, tmp_path / "page.html", images=tmp_path / "images")
+    assert made.page == tmp_path / "page.html" and made.figures == ("heads", "neurons")
+    names = {f"{name}.{kind}" for name in ("heads", "neurons", "neurons-total") for kind in ("svg", "png")}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {path.name for path in made.images} == names
+    drawn = {path.name: path.read_bytes() for path in made.images}
+    assert all(drawn[name].startswith(b"<svg" if name.endswith("svg") else b"\x89PNG") for name in names)
+    assert drawn["neurons.svg"] != drawn["neurons-total.svg"]
+
+
+def test_figures_stand_in_the_order_of_the_page(begun):
+    made_sweep().to_json(begun / "sweep.json")
+    write_comparison(begun, beside(made_sweep()))
+    write_ablation(begun)
+    made = report_run(begun)
+    assert made.figures == ("front", "grid", "ablations")
+    places = [made.page.read_text().index(f'<section id="{name}"') for name in made.figures]
+    assert places == sorted(places)
+
+
+def test_hostile_names_stay_text(begun, tmp_path):
+    own, bad = made_sweep(), "</script><script>alert(1)</script>"
+    own.to_json(begun / "sweep.json")
+    write_comparison(begun, {bad: own, **beside(own)})
+    write_ablation(begun, (replace(EFFECTS[0], variant=bad, where="../../mean"),))
+    write_json(begun / "run.json", {"model": bad})
+    text = report_run(begun, images=tmp_path / "images").page.read_text()
+    assert "<script>alert" not in text and "</script><" not in text.replace("</script>\n<", "")
+    data = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', text, re.DOTALL)
+    assert data and bad in json.loads(data[1])["figures"]["front"]["data"]["front"]["method"]
+    assert len(list((tmp_path / "images").glob("ablations-*"))) == 2 and not list(tmp_path.glob("mean*"))
+
+
+def test_the_page_asks_for_nothing(begun):
+    made_sweep().to_json(begun / "sweep.json")
+    text = report_run(begun).page.read_text()
+    assert "default-src 'none'" in text
+    outside = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", outside)
+    assert "url(" not in outside and "@import" not in outside

@@ -1,0 +1,76 @@
+"""What `dynabert compare` and `dynabert ablate` leave in a run folder, with made-up numbers: nothing is trained."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from dynabert.files import write_json
+from dynabert.studies.ablate import RESULT as ABLATED
+from dynabert.studies.ablate import Ablation, Effect
+from dynabert.studies.compare import OURS, Comparison
+from dynabert.studies.compare import RESULT as COMPARED
+from dynabert.studies.trials import STUDIES
+from dynabert.sweep import Context, Cost, Machine, Measurement, Quality, Sweep
+
+SIZES = ("w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5")
+
+
+def made_sweep(names: Iterable[str] = SIZES, *, latency: bool = True, **context: object) -> Sweep:
+    """Sizes that get worse and cheaper in the order given.
+
+    :param context: fields of the Context that are not as usual.
+    """
+    main, rows = str(context.get("metric", "accuracy")), []
+    for place, name in enumerate(names):
+        metric = 0.9 - 0.05 * place
+        quality = Quality({main: metric}, metric - 0.03, metric + 0.02, metric / 0.9, 0.99 - 0.06 * place)
+        cost = Cost(4_000_000 - 500_000 * place, 10**9 // (place + 1), 8.0 / (place + 1) if latency else None)
+        rows.append(Measurement(name, 4 - place / 2, 4, quality, cost, "dynabert"))
+    machine = Machine("a cpu", "cpu", 1, "2", "5", "0")
+    usual = Context("small", "accuracy", 40, 0.9, "fp32", None, machine, "2026-01-01T00:00:00Z", "fingerprint")
+    return Sweep(tuple(rows), replace(usual, **context))
+
+
+def beside(own: Sweep) -> dict[str, Sweep]:
+    """Sweeps of other methods on the rows of a run, at costs that it has too; no latencies, as studies measure none."""
+
+    def worse(row: Measurement, name: str) -> Measurement:
+        low, metric = max(0.0, row.metric - 0.2), max(0.0, row.metric - 0.1)
+        quality = replace(row.quality, metrics={own.context.metric: metric}, metric_low=low, metric_high=row.metric)
+        return replace(row, subnet=name, quality=quality, cost=replace(row.cost, latency_ms=None))
+
+    def method(**rows: str) -> Sweep:
+        kept = {row.subnet: row for row in own.rows}
+        named = tuple(worse(kept[of], name) for name, of in rows.items())
+        return Sweep(named, replace(own.context, latency=None))
+
+    exits = method(**{"s0.5": "w1-d1", "s0.1": "w1-d0.5"})
+    return {OURS: own, "deebert": exits, "layerdrop": method(**{"w1-d1": "w0.5-d1", "w1-d0.5": "w0.5-d0.5"})}
+
+
+def write_comparison(run: Path, sweeps: dict[str, Sweep]) -> None:
+    """``studies/compare.json``, as `dynabert.studies.compare` writes it."""
+    found = Comparison("small", "accuracy", 90.0, (42,), 1e12, (), sweeps)
+    _write(run / STUDIES / COMPARED, found.to_dict())
+
+
+EFFECTS = tuple(
+    Effect(factor, variant, where, difference, difference - 1, difference + 1.5, 0.5, 80.0, 1e-3)
+    for where, shift in (("mean", 0.0), ("w0.5-d0.5", -0.75))
+    for factor, variant, difference in (
+        ("rewiring", "random", -2.0 + shift),
+        ("rewiring", "reversed", -3.5 + shift),
+        ("assistant", "none", 0.25 + shift),
+    )
+)
+
+
+def write_ablation(run: Path, effects: tuple[Effect, ...] = EFFECTS) -> None:
+    """``studies/ablate.json``, as `dynabert.studies.ablate` writes it."""
+    found = Ablation("small", "accuracy", {"mean": 82.0, "w0.5-d0.5": 80.0}, 1e-3, (42,), 1e12, effects)
+    _write(run / STUDIES / ABLATED, found.to_dict())
+
+
+def _write(path: Path, saved: dict[str, object]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, saved)
