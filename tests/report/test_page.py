@@ -27,6 +27,11 @@ SHOWING = """(figure) => {
     const drawing = canvas ? canvas.toDataURL() : document.querySelector(figure + ' .chart svg').outerHTML;
     return drawing + [...offered].map((select) => select.innerHTML);
 }"""
+CELLS = """() => ['grid', 'pairs'].flatMap((figure) => {
+    const all = (mark) => [...document.querySelectorAll(`#${figure} .chart svg .${mark}`)];
+    const colour = (element) => getComputedStyle(element).fill, texts = all('mark-text.role-mark text');
+    return all('mark-rect.role-mark path').map((cell, i) => [colour(cell), colour(texts[i])]);
+})"""
 OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter((element) =>
     element.getBoundingClientRect().right > document.documentElement.clientWidth + 1
     && !element.closest('.scroll, pre, .skip')).map((element) => element.outerHTML.slice(0, 80))"""
@@ -170,6 +175,9 @@ def test_the_page_is_legible_and_within_its_width(browser, made, width, scheme):
         labels = there.page.evaluate(COLOURS, "section")
         assert len(labels) > 50
         assert min(contrast(label, ground) for label in labels) >= 4.5
+        cells = there.page.evaluate(CELLS)
+        assert len(cells) == 4 + 25
+        assert min(contrast(*cell) for cell in cells) >= 4.5
 
 
 def test_charts_follow_the_page_from_light_to_dark(browser, made):

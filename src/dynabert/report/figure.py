@@ -85,6 +85,7 @@ def theme(*, dark: bool, font: str = "sans-serif") -> dict[str, Any]:
         "background": "transparent",
         "font": font,
         "axis": {**axis, **sizes, "gridOpacity": 0.6},
+        "axisXQuantitative": {"tickCount": {"expr": "ceil(width / 70)"}},
         "axisY": {"labelLimit": 180},
         "legend": {"labelColor": ink, "titleColor": faint, "titleFontWeight": 500, "labelFontSize": 11},
         "title": {"color": ink, "fontWeight": 500, "fontSize": 12},
@@ -131,7 +132,9 @@ def heat_map(data: str, *, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> al
     chosen = alt.Chart(alt.NamedData(data)).transform_filter("datum.measure == measure")
     base = chosen.encode(x=x, y=y, tooltip=tooltip)
     cells = base.mark_rect().encode(alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
-    strong = alt.condition("(datum.share > 0.5) != dark", alt.value("#ffffff"), alt.value("#101418"))
+    # White on the deep colours, black on the others: the ratio is 4.5 or more on every colour of RAMPS.
+    deep = "dark ? datum.share < 0.5 : datum.share > 0.755"
+    strong = alt.condition(deep, alt.value("#ffffff"), alt.value("#000000"))
     room: dict[str, Any] = {
         "fontSize": alt.expr("min(12, bandwidth('x') / 3)"),
         "opacity": alt.expr("bandwidth('x') < 25 ? 0 : 1"),

@@ -50,12 +50,14 @@ def front_figure(sweeps: dict[str, Sweep]) -> Figure:
         )
         for row in tables.rows_of(data)
     )
+    untimed = [name for name, sweep in sweeps.items() if any(row.cost.latency_ms is None for row in sweep.rows)]
+    absent = f" {', '.join(untimed)}: no latency was measured." if untimed and "latency_ms" in costs else ""
     return Figure(
         name="front",
         title="Quality against cost",
         caption=f"Each point is one measured size, with the 95 % bootstrap interval of its {context.metric} over the "
         f"{context.n_rows:,} validation rows. Filled points and the line are the front: nothing else of the method is "
-        "as good for less. The dashed line is the teacher.",
+        f"as good for less. The dashed line is the teacher.{absent}",
         spec=spec_of(_front_chart(methods, costs, context.metric)),
         data={"front": data, "reference": {"metric": [context.reference], "text": ["teacher"]}},
         controls=tuple(controls),
