@@ -100,18 +100,18 @@ def score_figure(metrics: list[dict[str, Any]]) -> Figure | None:
     if not data:
         return None
     stages = list(dict.fromkeys(data["stage"]))
-    legend = alt.Legend(title=None)
-    colour, fill = (
-        channel("stage:N", sort=stages, scale=alt.Scale(domain=stages), legend=legend)
-        for channel in (alt.Color, alt.Fill)
-    )
+    by_stage: dict[str, Any] = {
+        "scale": alt.Scale(domain=stages),
+        "sort": stages,
+        "legend": alt.Legend(title=None),
+    }
     base = alt.Chart(alt.NamedData("scores")).encode(
         x=alt.X("step_of_run:Q", title="step, counted on over the stages"),
         y=alt.Y("score:Q", title="score on the select rows", scale=alt.Scale(zero=False)),
-        color=colour,
+        color=alt.Color("stage:N", **by_stage),
     )
     points = base.mark_point(size=55, opacity=1).encode(
-        fill=fill,
+        fill=alt.Fill("stage:N", **by_stage),
         fillOpacity=filled_where("datum.best"),
         tooltip=[*nominal_tips("stage", "step"), alt.Tooltip("score:Q", format=".4f")],
     )

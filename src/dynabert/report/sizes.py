@@ -1,6 +1,7 @@
 """Figures of what was measured of each size: quality against cost, the grid, ablations, pairs of sizes."""
 
 from collections import Counter
+from typing import Any
 
 import altair as alt
 
@@ -51,7 +52,7 @@ def front_figure(sweeps: dict[str, Sweep]) -> Figure:
         for row in tables.rows_of(data)
     )
     untimed = [name for name, sweep in sweeps.items() if any(row.cost.latency_ms is None for row in sweep.rows)]
-    absent = f" {', '.join(untimed)}: no latency was measured." if untimed and "latency_ms" in costs else ""
+    absent = f" No latency was measured of {', '.join(untimed)}." if untimed and "latency_ms" in costs else ""
     return Figure(
         name="front",
         title="Quality against cost",
@@ -68,10 +69,15 @@ def front_figure(sweeps: dict[str, Sweep]) -> Figure:
 
 def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart | alt.FacetChart:
     # Costs and their titles are parameters: the title of an axis cannot be one, that of the chart can.
-    legend = alt.Legend(title=None, symbolOpacity=1)
+    by_method: dict[str, Any] = {
+        "scale": alt.Scale(domain=methods),
+        "sort": methods,
+        "legend": alt.Legend(title=None, symbolOpacity=1),
+    }
     colour, fill, shape = (
-        channel("method:N", scale=alt.Scale(domain=methods), sort=methods, legend=legend)
-        for channel in (alt.Color, alt.Fill, alt.Shape)
+        alt.Color("method:N", **by_method),
+        alt.Fill("method:N", **by_method),
+        alt.Shape("method:N", **by_method),
     )
     base = (
         alt.Chart(alt.NamedData("front"))
