@@ -6,7 +6,8 @@ import pytest
 from small_job import small_plan, write_job
 from small_studies import beside, write_ablation, write_comparison
 
-from dynabert.run import load_sweep, train
+from dynabert.results import load_sweep
+from dynabert.run import train
 from dynabert.sweep import LatencySettings
 
 

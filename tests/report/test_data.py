@@ -8,7 +8,7 @@ from small_studies import EFFECTS, beside, made_sweep, write_ablation, write_com
 from dynabert.errors import ModelFileError
 from dynabert.files import write_json
 from dynabert.report.data import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, Ablation, collect
-from dynabert.run import SWEEP_FILE
+from dynabert.results import SWEEP_FILE
 
 
 @pytest.fixture

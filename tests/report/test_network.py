@@ -13,7 +13,7 @@ from dynabert.batches import Batch
 from dynabert.errors import ModelFileError
 from dynabert.report import network
 from dynabert.report.network import ATTENTION_FILE, MAX_LENGTH, PREDICTIONS_FILE, TEACHER, Network, choose_texts
-from dynabert.run import load_result, load_sweep
+from dynabert.results import load_result, load_sweep
 
 
 @pytest.fixture(scope="module")
