@@ -101,7 +101,8 @@ def validated(elastic: ElasticModel, targets: Sequence[int], select: "Batches", 
             kept = max(without, key=score)
         if n_kept in targets:
             rivals: tuple[tuple[int, ...], ...] = (kept, every_other(n_layers, n_kept))
-            chosen[n_kept] = whole_layers(elastic.shape, max(rivals, key=score))
+            best = max(rivals, key=score)
+            chosen[n_kept] = whole_layers(elastic.shape, best)
     return chosen
 
 
