@@ -6,6 +6,7 @@ from dynabert.report import tables
 from dynabert.report.data import Contents
 from dynabert.report.figure import Figure
 from dynabert.report.insides import attention_figure, curve_figure, head_figure, neuron_figure, score_figure
+from dynabert.report.network import TEACHER
 from dynabert.report.sizes import ablation_figure, front_figure, grid_figure, pair_figure
 
 
@@ -19,8 +20,10 @@ def _figures(contents: Contents) -> Iterator[Figure | None]:
     if contents.own is not None:
         yield front_figure(contents.sweeps)
         yield grid_figure(contents.own)
-    if predictions is not None:
-        yield pair_figure(tables.pairs(predictions.labels, predictions.logits))
+    if contents.own is not None and predictions is not None:
+        names = [TEACHER, *(row.subnet for row in sorted(contents.own.rows, key=lambda row: -row.cost.flops))]
+        logits = {name: predictions.logits[name] for name in names}
+        yield pair_figure(tables.pairs(predictions.labels, logits))
     yield ablation_figure(contents.ablations)
     yield curve_figure(contents.metrics)
     yield score_figure(contents.metrics)
