@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dynabert.baselines import plain
-from dynabert.baselines.deebert import deebert
-from dynabert.baselines.fastbert import fastbert
-from dynabert.baselines.layerdrop import layerdrop
+from dynabert.baselines import deebert, fastbert, layerdrop, plain
 from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -58,7 +55,7 @@ class Inputs:
 
 
 def _deebert(inputs: Inputs) -> Method:
-    return deebert(
+    return deebert.train(
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
@@ -70,7 +67,7 @@ def _deebert(inputs: Inputs) -> Method:
 
 
 def _fastbert(inputs: Inputs) -> Method:
-    return fastbert(
+    return fastbert.train(
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
@@ -81,7 +78,7 @@ def _fastbert(inputs: Inputs) -> Method:
 
 
 def _layerdrop(inputs: Inputs, *, name: str, rate: float, validated: bool = False) -> Method:
-    return layerdrop(
+    return layerdrop.train(
         inputs.start,
         inputs.rows.train,
         select=inputs.rows.select,

@@ -101,13 +101,14 @@ def validated(elastic: ElasticModel, targets: Sequence[int], select: "Batches", 
             kept = max(without, key=score)
         if n_kept in targets:
             rivals: tuple[tuple[int, ...], ...] = (kept, every_other(n_layers, n_kept))
-            chosen[n_kept] = whole_layers(elastic.shape, max(rivals, key=score))
+            best = max(rivals, key=score)
+            chosen[n_kept] = whole_layers(elastic.shape, best)
     return chosen
 
 
-def layerdrop(
+def train(
     start: ElasticModel,
-    train: "Batches",
+    batches: "Batches",
     *,
     select: "Batches",
     task: Task,
@@ -123,7 +124,7 @@ def layerdrop(
     """Fine-tune a pre-trained encoder on labels while its layers are dropped, then choose layers for each target.
 
     :param start: the pre-trained encoder with a fresh head; it is copied.
-    :param train: rows with labels, by step.
+    :param batches: rows with labels, by step.
     :param select: held-out rows: for the choice of the best weights, by the full network, and of layers.
     :param rate: see `LayerDrop`.
     :param selection: ``every-other``, or ``validated`` on the `select` rows.
@@ -137,7 +138,7 @@ def layerdrop(
     spent = fit_subnets(
         elastic,
         stage,
-        train,
+        batches,
         budget_flops=budget_flops,
         training=training,
         evaluate=selection_score(select, task),
