@@ -133,8 +133,8 @@ METHODS: Mapping[str, Callable[[Inputs], Method]] = {
 }
 """By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of several
 depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as validated on the `select` rows. The others
-train several networks, which share the budget equally: the `first-layers` fine-tuned on labels or distilled from the
-teacher, and every size of the grid distilled `alone` from the rewired teacher."""
+train several networks, all for the same number of steps: the `first-layers`, fine-tuned on labels or distilled from
+the teacher, and every size of the grid distilled `alone` from the rewired teacher."""
 
 
 def train_method(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from dynabert.baselines.fitting import fit_subnets
+from dynabert.baselines.fitting import fit_subnets, steps_within
 from dynabert.baselines.method import ElasticMethod
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -139,7 +139,7 @@ def train(
         elastic,
         stage,
         batches,
-        budget_flops=budget_flops,
+        n_steps=steps_within(budget_flops, [stage], elastic, batches, seed=training.seed),
         training=training,
         evaluate=selection_score(select, task),
         hooks=hooks,
