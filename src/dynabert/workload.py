@@ -54,8 +54,8 @@ def planned_stages(
 
     def planned(stage: Stage) -> PlannedStage:
         n_steps = stage.n_steps(steps_per_epoch)
-        sampled = [step_flops(stage, elastic, seed=seed, step=step) for step in range(min(n_steps, _SAMPLED))]
-        return PlannedStage(stage.name, n_steps, sum(sampled) / len(sampled))
+        sampled = range(min(n_steps, _SAMPLED))
+        return PlannedStage(stage.name, n_steps, _mean_row_flops(stage, elastic, seed=seed, steps=sampled))
 
     return tuple(planned(stage) for stage in stages)
 
@@ -82,8 +82,7 @@ class StepRows:
 
 def mean_step_flops(stage: Stage, elastic: ElasticModel, rows: StepRows, *, seed: int) -> float:
     """FLOPs of a mean step of a stage on rows of their real length, the mean over the first 64 steps it may draw."""
-    drawn = [step_flops(stage, elastic, seed=seed, step=step, seq=rows.seq) for step in range(_SAMPLED)]
-    return rows.n_rows * sum(drawn) / len(drawn)
+    return rows.n_rows * _mean_row_flops(stage, elastic, seed=seed, steps=range(_SAMPLED), seq=rows.seq)
 
 
 def forward_flops(elastic: ElasticModel, subnet: Subnet, rows: StepRows) -> float:
@@ -103,6 +102,10 @@ def affordable_steps(budget_flops: float, flops: float) -> int:
             f"a budget of {budget_flops:.3g} FLOPs does not pay one training step, which takes {flops:.3g}; raise it"
         )
     return int(budget_flops / flops)
+
+
+def _mean_row_flops(stage: Stage, elastic: ElasticModel, *, seed: int, steps: range, seq: int = 128) -> float:
+    return sum(step_flops(stage, elastic, seed=seed, step=step, seq=seq) for step in steps) / len(steps)
 
 
 def _forward_flops(elastic: ElasticModel, subnet: Subnet, seq: int) -> int:

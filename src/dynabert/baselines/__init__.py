@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dynabert.baselines import plain
-from dynabert.baselines.deebert import deebert
-from dynabert.baselines.fastbert import fastbert
-from dynabert.baselines.layerdrop import layerdrop
+from dynabert.baselines import deebert, fastbert, layerdrop, plain
 from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -58,7 +55,7 @@ class Inputs:
 
 
 def _deebert(inputs: Inputs) -> Method:
-    return deebert(
+    return deebert.train(
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
@@ -70,7 +67,7 @@ def _deebert(inputs: Inputs) -> Method:
 
 
 def _fastbert(inputs: Inputs) -> Method:
-    return fastbert(
+    return fastbert.train(
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
@@ -81,7 +78,7 @@ def _fastbert(inputs: Inputs) -> Method:
 
 
 def _layerdrop(inputs: Inputs, *, name: str, rate: float, validated: bool = False) -> Method:
-    return layerdrop(
+    return layerdrop.train(
         inputs.start,
         inputs.rows.train,
         select=inputs.rows.select,
@@ -136,8 +133,8 @@ METHODS: Mapping[str, Callable[[Inputs], Method]] = {
 }
 """By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of several
 depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as validated on the `select` rows. The others
-train several networks, which share the budget equally: the `first-layers` fine-tuned on labels or distilled from the
-teacher, and every size of the grid distilled `alone` from the rewired teacher."""
+train several networks, all for the same number of steps: the `first-layers`, fine-tuned on labels or distilled from
+the teacher, and every size of the grid distilled `alone` from the rewired teacher."""
 
 
 def train_method(

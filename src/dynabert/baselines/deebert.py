@@ -78,9 +78,9 @@ def labels_loss(ramp: Tensor, top: Tensor, labels: Tensor | None, n_examples: fl
     return label_loss(ramp, labels, n_examples)
 
 
-def deebert(
+def train(
     teacher: ElasticModel,
-    train: "BatchSource",
+    batches: "BatchSource",
     *,
     training: Training,
     lr: float,
@@ -95,7 +95,7 @@ def deebert(
     Differs from the paper's code: the frozen network runs without dropout while the ramps learn.
 
     :param teacher: the fine-tuned network; or DynaBERT, with a `subnet` of it.
-    :param train: rows with labels, by step.
+    :param batches: rows with labels, by step.
     :param lr: peak learning rate of the ramps; the paper: that of fine-tuning, 2e-5.
     :param budget_flops: what training may spend.
     :param subnet: the size that gets the ramps.
@@ -107,7 +107,7 @@ def deebert(
     spent = fit(
         teacher,
         ramps,
-        train,
+        batches,
         name=NAME,
         loss=labels_loss,
         lr=lr,

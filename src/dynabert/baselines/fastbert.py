@@ -78,9 +78,9 @@ def teacher_loss(ramp: Tensor, top: Tensor, labels: Tensor | None, n_examples: f
     return kl_divergence(ramp, top, n_examples)
 
 
-def fastbert(
+def train(
     teacher: ElasticModel,
-    train: "BatchSource",
+    batches: "BatchSource",
     *,
     training: Training,
     lr: float,
@@ -94,7 +94,7 @@ def fastbert(
     Differs from the paper's code: the frozen network runs without dropout while the heads learn.
 
     :param teacher: the fine-tuned network; or DynaBERT, with a `subnet` of it.
-    :param train: rows, by step; labels are not used.
+    :param batches: rows, by step; labels are not used.
     :param lr: of fine-tuning; the student heads learn at ten times that.
     :param budget_flops: what training may spend.
     :param subnet: the size that gets the heads.
@@ -105,7 +105,7 @@ def fastbert(
     spent = fit(
         teacher,
         ramps,
-        train,
+        batches,
         name=NAME,
         loss=teacher_loss,
         lr=LR_FACTOR * lr,

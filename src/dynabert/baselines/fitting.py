@@ -1,5 +1,6 @@
 """Training of Subnets by a budget of FLOPs, through the one loop of `dynabert.distill`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,25 +27,33 @@ class Only:
         return (self.subnet,)
 
 
+def steps_within(
+    budget_flops: float, stages: Sequence[Stage], elastic: ElasticModel, batches: "BatchSource", *, seed: int
+) -> int:
+    """How many steps of every one of some stages a budget pays; their own epochs do not count.
+
+    :raises SettingError: not even one step of each.
+    """
+    rows = StepRows.of(batches)
+    return affordable_steps(budget_flops, sum(mean_step_flops(stage, elastic, rows, seed=seed) for stage in stages))
+
+
 def fit_subnets(
     elastic: ElasticModel,
     stage: Stage,
     batches: "BatchSource",
     *,
-    budget_flops: float,
+    n_steps: int,
     training: Training,
     teacher: ElasticModel | None = None,
     evaluate: Evaluate | None = None,
     hooks: Hooks | None = None,
 ) -> Spent:
-    """Train a network through one stage, in place, for as many steps as a budget pays; what was spent.
+    """Train a network through so many steps of a stage, in place.
 
-    :param stage: its epochs are set by the budget.
-    :param budget_flops: forward and backward passes of the students, and forward passes of their teachers.
-    :raises SettingError: a budget below one step.
+    :return: what that took: forward and backward passes of the students, and forward passes of their teachers.
     """
-    flops = mean_step_flops(stage, elastic, StepRows.of(batches), seed=training.seed)
-    n_steps = affordable_steps(budget_flops, flops)
+    flops = n_steps * mean_step_flops(stage, elastic, StepRows.of(batches), seed=training.seed)
     planned = replace(stage, epochs=n_steps / len(batches))
     train_stage(elastic, planned, batches, teacher=teacher, training=training, evaluate=evaluate, hooks=hooks)
-    return Spent(n_steps * flops, n_steps)
+    return Spent(flops, n_steps)

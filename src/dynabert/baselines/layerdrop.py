@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from dynabert.baselines.fitting import fit_subnets
+from dynabert.baselines.fitting import fit_subnets, steps_within
 from dynabert.baselines.method import ElasticMethod
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -106,9 +106,9 @@ def validated(elastic: ElasticModel, targets: Sequence[int], select: "Batches", 
     return chosen
 
 
-def layerdrop(
+def train(
     start: ElasticModel,
-    train: "Batches",
+    batches: "Batches",
     *,
     select: "Batches",
     task: Task,
@@ -124,7 +124,7 @@ def layerdrop(
     """Fine-tune a pre-trained encoder on labels while its layers are dropped, then choose layers for each target.
 
     :param start: the pre-trained encoder with a fresh head; it is copied.
-    :param train: rows with labels, by step.
+    :param batches: rows with labels, by step.
     :param select: held-out rows: for the choice of the best weights, by the full network, and of layers.
     :param rate: see `LayerDrop`.
     :param selection: ``every-other``, or ``validated`` on the `select` rows.
@@ -138,8 +138,8 @@ def layerdrop(
     spent = fit_subnets(
         elastic,
         stage,
-        train,
-        budget_flops=budget_flops,
+        batches,
+        n_steps=steps_within(budget_flops, [stage], elastic, batches, seed=training.seed),
         training=training,
         evaluate=selection_score(select, task),
         hooks=hooks,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dynabert.baselines.fitting import fit_subnets
+from dynabert.baselines.fitting import fit_subnets, steps_within
 from dynabert.baselines.layerdrop import LayerDrop
 from dynabert.baselines.method import Spent
 from dynabert.batches import Batch, BatchSource, Sizes
@@ -21,6 +21,7 @@ from dynabert.errors import SettingError
 from dynabert.hooks import Hooks
 from dynabert.recipes import TEACHER
 from dynabert.seeds import derive_seed
+from dynabert.subnet import SubnetGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,17 +115,13 @@ def pretrained_on(
     :return: the copy, and what was spent; the head over the vocabulary is not counted, as in all FLOPs here.
     :raises SettingError: a model of another shape, or a budget below one step.
     """
-    elastic = ElasticModel(masked, start.grid)
+    elastic = ElasticModel(masked, SubnetGrid((1.0,), (1.0,)))
     if elastic.shape != start.shape:
         raise SettingError(f"the masked model has sizes {elastic.shape}, not {start.shape}; load the same checkpoint")
-    spent = fit_subnets(
-        elastic,
-        replace(TEACHER, name="masked", schedule=LayerDrop(start.shape, rate), lr=lr),
-        MaskedBatches(text, vocabulary, seed=training.seed),
-        budget_flops=budget_flops,
-        training=training,
-        hooks=hooks,
-    )
+    stage = replace(TEACHER, name="masked", schedule=LayerDrop(start.shape, rate), lr=lr)
+    batches = MaskedBatches(text, vocabulary, seed=training.seed)
+    n_steps = steps_within(budget_flops, [stage], elastic, batches, seed=training.seed)
+    spent = fit_subnets(elastic, stage, batches, n_steps=n_steps, training=training, hooks=hooks)
     copy = start.copy()
     learned = {**copy.model.base_model.state_dict(), **masked.base_model.state_dict()}
     copy.model.base_model.load_state_dict(learned)

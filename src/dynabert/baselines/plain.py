@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dynabert.baselines.fitting import Only, fit_subnets
+from dynabert.baselines.fitting import Only, fit_subnets, steps_within
 from dynabert.baselines.layerdrop import SHARES, whole_layers
 from dynabert.baselines.method import SeparateMethod, Small, Spent
 from dynabert.distill import Training
@@ -58,7 +58,7 @@ def fine_tuned(
 
     :param start: the encoder with a fresh head.
     :param subnets: which.
-    :param budget_flops: of all of them together; each gets the same share.
+    :param budget_flops: of all of them together; each is trained for the same number of steps.
     """
     stage = replace(_LABELS, lr=lr)
     return _each(
@@ -81,7 +81,7 @@ def distilled(
 
     :param teacher: the network that each starts from and learns from; where heads or neurons are cut, best rewired.
     :param subnets: which.
-    :param budget_flops: of all of them together; each gets the same share.
+    :param budget_flops: of all of them together; each is trained for the same number of steps.
     """
     stage = replace(_DISTILLED, lr=lr)
     return _each(
@@ -117,14 +117,16 @@ def _each(
     hooks: Hooks | None,
 ) -> SeparateMethod:
     """One training after the other; of each only its small model is kept."""
+    stages = {subnet: replace(stage, schedule=Only(subnet)) for subnet in subnets}
+    n_steps = steps_within(budget_flops, tuple(stages.values()), source, rows.train, seed=training.seed)
     members, spent = {}, Spent()
-    for subnet in subnets:
+    for subnet, own_stage in stages.items():
         elastic = source.copy()
         spent += fit_subnets(
             elastic,
-            replace(stage, schedule=Only(subnet)),
+            own_stage,
             rows.train,
-            budget_flops=budget_flops / len(subnets),
+            n_steps=n_steps,
             training=training,
             teacher=teacher,
             evaluate=selection_score(rows.select, rows.task, subnets=(subnet,)),

@@ -177,8 +177,8 @@ class _RampRun:
         """The loss of each ramp on one micro-batch, shape (ramps,)."""
         with torch.no_grad():
             *states, last = self.stack.states(batch.inputs)
-            top = self.stack.head(last).float()
+            top = self.stack.head(last)
         n_examples = len(batch) if batch.whole is None else batch.whole.examples
         mask = batch.inputs["attention_mask"]
-        answers = (ramp(state.float(), mask) for ramp, state in zip(self.ramps, states, strict=True))
+        answers = (ramp(state, mask) for ramp, state in zip(self.ramps, states, strict=True))
         return torch.stack([self.loss(answer, top, batch.labels, n_examples) for answer in answers])
