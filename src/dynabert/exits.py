@@ -239,24 +239,31 @@ def candidates(all_logits: np.ndarray, rule: Rule) -> np.ndarray:
 
 
 def fastest_agreeing(
-    all_logits: np.ndarray, agreement: float, *, rule: Rule, thresholds: Iterable[float] | None = None
-) -> float:
-    """The fastest threshold at which rows get, at this share at least, the class that the whole stack says.
+    all_logits: np.ndarray,
+    agreement: float,
+    *,
+    rule: Rule,
+    reference: np.ndarray | None = None,
+    thresholds: Iterable[float] | None = None,
+) -> float | None:
+    """The fastest threshold at which rows get, at this share at least, the class that a whole network says.
 
     :param all_logits: of held-out rows that are not reported on, shape (layers, rows, n_labels).
     :param agreement: from 0 to 1.
     :param rule: a name in `RULES`.
+    :param reference: logits of the network to agree with, shape (rows, n_labels); by default the whole stack's own.
     :param thresholds: those to choose from; by default `candidates`. `NEVER` is always among them.
+    :return: None where not even the whole stack agrees so far with the reference.
     :raises SettingError: an agreement outside [0, 1].
     :raises DataError: no rows, or a stack of one layer, which has no ramps.
     """
     if not 0 <= agreement <= 1:
         raise SettingError(f"agreement {agreement} is a share of the rows; give a number from 0 to 1")
-    whole = all_logits[-1].argmax(axis=-1)
+    said = (all_logits[-1] if reference is None else reference).argmax(axis=-1)
     for threshold in reversed(_offered(all_logits, rule, thresholds)):
-        if np.mean(exits_at(all_logits, threshold, rule).logits.argmax(axis=-1) == whole) >= agreement:
+        if np.mean(exits_at(all_logits, threshold, rule).logits.argmax(axis=-1) == said) >= agreement:
             return threshold
-    raise AssertionError("the whole stack agrees with itself")
+    return None
 
 
 def most_careful(

@@ -13,7 +13,7 @@ from torch import nn
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel, count_params
 from dynabert.errors import SettingError, one_of
-from dynabert.exits import EarlyExit, Ramp, Rule, exit_flops, exits_at, fastest_agreeing
+from dynabert.exits import EarlyExit, Ramp, Rule, exit_flops, exits_at, fastest_agreeing, most_careful
 from dynabert.measure import labels_of, machine_of, main_metric, predict, quality_of
 from dynabert.modeling import loads_with
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, encoder_flops
@@ -319,8 +319,22 @@ class ExitMethod(Trained):
         :param agreements: shares of the rows, one for each threshold to find.
         """
         logits = self.all_exits(select)
-        found = {fastest_agreeing(logits, agreement, rule=self.rule) for agreement in agreements}
-        return replace(self, thresholds=tuple(sorted(found)))
+        found = (fastest_agreeing(logits, agreement, rule=self.rule) for agreement in agreements)
+        return replace(self, thresholds=tuple(sorted({threshold for threshold in found if threshold is not None})))
+
+    def within(self, select: Iterable[Batch], budgets: Sequence[float]) -> "ExitMethod":
+        """The same with more thresholds: for each budget the most careful one whose mean cost is within it.
+
+        :param select: held-out rows, each once.
+        :param budgets: FLOPs of a row of 128 tokens, ramps included; those that no threshold meets are left out.
+        """
+        logits, costs = self.all_exits(select), self.flops_by_exit()
+        found = {
+            most_careful(logits, budget, flops_by_exit=costs, rule=self.rule)
+            for budget in budgets
+            if budget >= costs[0]
+        }
+        return replace(self, thresholds=tuple(sorted(found | set(self.thresholds))))
 
 
 def known(method: str, point: str, points: Mapping[str, Value]) -> Value:

@@ -100,6 +100,35 @@ def ablate(
 
 
 @app.command()
+def exits(
+    run: Run,
+    subnets: Annotated[
+        str | None,
+        typer.Option(help="Sizes, comma-separated: w1-d1,w0.5-d1; by default every width at full depth."),
+    ] = None,
+    agreements: Annotated[
+        str, typer.Option(help="Shares of the rows on which the answer is to be the full network's.")
+    ] = "0.99,0.98,0.95",
+    lr: Annotated[float, typer.Option(help="Learning rate of the ramps.")] = 1e-4,
+    budget: Annotated[float, typer.Option(help="Training FLOPs of a size's ramps, as a share of the run's.")] = 0.1,
+    as_json: Json = False,
+) -> None:
+    """Let easy inputs leave early: ramps on the sizes of a run, calibrated to agree with its full network."""
+    from dynabert.progress import progress_bars
+    from dynabert.studies.size_exit import exits_of_run
+    from dynabert.subnet import Subnet
+
+    chosen = () if subnets is None else tuple(map(Subnet.parse, names_of(subnets)))
+    shares = numbers_of("agreements", agreements)
+    with progress_bars() as bars:
+        result = exits_of_run(run, subnets=chosen, agreements=shares, lr=lr, budget=budget, hooks=bars)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(result.table(), nl=False)
+
+
+@app.command()
 def attention(
     run: Run,
     text: Annotated[

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.files import write_json
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.results import load_result
@@ -204,7 +203,7 @@ def ablate(
         study.train()
         compared.append(study.compared(draw=draw))
         summaries.append(study.summary(_effects([compared[-1]])))
-        write_json(study.study.folder / RESULT, summaries[-1].to_dict())
+        study.study.write(RESULT, summaries[-1].to_dict())
     return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _effects(compared))
 
 

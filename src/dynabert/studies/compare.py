@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.baselines import METHODS, train_method
+from dynabert.baselines import METHODS, ExitMethod, train_method
 from dynabert.errors import SettingError, one_of
-from dynabert.files import write_json
 from dynabert.hooks import Hooks
 from dynabert.statistics import ROW_METRICS, Difference, Resampled, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, check_settings
@@ -143,6 +142,8 @@ class _TaskComparison:
                 lr=lr,
                 hooks=study.hooks,
             )
+            if isinstance(trained, ExitMethod):  # thresholds for the very costs that are compared
+                trained = trained.within(rows.select, [share * self.full_flops for share in SHARES])
             return study.trial(name, trained, seed)
 
         return study.kept(f"{name}-{seed}", (method, budget, lr, study.plan.training.precision, seed), make)
@@ -240,7 +241,7 @@ def compare(
         task.train()
         stood.append(task.standings(draw=draw))
         summaries.append(task.summary(_standings([stood[-1]])))
-        write_json(task.study.folder / RESULT, summaries[-1].to_dict())
+        task.study.write(RESULT, summaries[-1].to_dict())
     return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _standings(stood))
 
 

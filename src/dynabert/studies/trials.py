@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from dynabert.baselines.method import ElasticMethod, Method, Spent, sweep_of
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import atomic_write_bytes, remove_folder
+from dynabert.files import atomic_write_bytes, remove_folder, storage_errors, write_json
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for
 from dynabert.loading import load, load_tokenizer
@@ -177,6 +177,12 @@ class Study:
         """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
         factor = self.budget_flops(elastic) / self.cost(recipe, elastic)
         return replace(recipe, stages=tuple(replace(stage, epochs=stage.epochs * factor) for stage in recipe.stages))
+
+    def write(self, name: str, result: dict[str, Any]) -> None:
+        """Write what a study found to its folder."""
+        with storage_errors(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / name, result)
 
     def kept(self, name: str, settings: object, make: Callable[[], Trial]) -> Trial:
         """A trial from its file, or made and kept.
