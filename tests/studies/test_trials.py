@@ -50,10 +50,20 @@ def test_a_trial_of_the_runs_own_plan_predicts_as_the_run_does(run: Path) -> Non
     assert not list((study.folder / "running").iterdir())
 
 
+def test_what_the_run_has_trained_itself_is_not_trained_again(run: Path) -> None:
+    count = Count()
+    study = Study(run, hooks=count)
+    own = study.trained("own", study.plan, seed=42)
+    assert count.steps == 0
+    other = replace(study.plan, order="reversed")
+    assert any((own.logits[name] != logits).any() for name, logits in study.trained("x", other, seed=42).logits.items())
+    assert count.steps > 0
+
+
 def test_a_trial_that_is_kept_is_not_trained_again(run: Path) -> None:
     count = Count()
     study = Study(run, hooks=count)
-    plan = study.plan
+    plan = replace(study.plan, order="random")
     first = study.trained("again", plan, seed=42)
     assert count.steps > 0
     count.steps = 0
@@ -65,7 +75,7 @@ def test_a_trial_that_is_kept_is_not_trained_again(run: Path) -> None:
 
 
 def test_an_interrupted_trial_goes_on_to_the_same_predictions(run: Path) -> None:
-    plan = Study(run).plan
+    plan = replace(Study(run).plan, order="as-is")
     whole = Study(run).trained("whole", plan, seed=42)
     with pytest.raises(KeyboardInterrupt):
         Study(run, hooks=Count(stop=20)).trained("cut", plan, seed=42)

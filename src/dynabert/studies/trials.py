@@ -226,12 +226,15 @@ class Study:
 
     def _train(self, name: str, plan: Plan, seed: int) -> Trial:
         work = self.folder / "running" / f"{name.replace(' ', '-')}-{seed}"
-        train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
-        elastic = load_result(work)
+        own = replace(self.plan, teacher=None)
+        if plan != own or self.source != self.saved.source:  # else the run has done it
+            train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
+        elastic = load_result(work if work.exists() else self.run)
         n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
         spent = Spent(self.cost(plan.recipe, elastic), n_steps)
         trial = self.trial(name, ElasticMethod(name=name, elastic=elastic, spent=spent), seed)
-        remove_folder(work)
+        if work.exists():
+            remove_folder(work)
         return trial
 
     def trial(self, name: str, method: Method, seed: int) -> Trial:
