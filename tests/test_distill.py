@@ -1,6 +1,7 @@
 """The training loop: choice of the best weights, bad steps, exact resuming, schedules and hooks."""
 
 import signal
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -555,3 +556,21 @@ def test_the_reduction_of_a_recipe_is_used():
 def test_an_unknown_recipe():
     with pytest.raises(SettingError, match="unknown recipe 'papr'"):
         distill(make_elastic(), TinyBatches(), recipe="papr")
+
+
+def test_a_resumed_stage_lets_go_of_its_checkpoint():
+    """Tensors mapped from a file keep the file's room on the disk, and on other ranks they are memory."""
+    recorder, _ = run(make_elastic())
+    step = min(recorder.snapshots)
+    tensors = {name: tensor.clone() for name, tensor in recorder.snapshots[step].tensors.items()}
+    watched = weakref.ref(next(iter(tensors.values())))
+    loaded = [Snapshot(tensors, recorder.snapshots[step].progress)]
+    del tensors
+    alive = []
+
+    class Watch(Hooks):
+        def stepped(self, report):
+            alive.append(watched() is not None)
+
+    train_stage(make_elastic(), LABELS, TinyBatches(), training=EVERY_STEP, resume=loaded.pop, hooks=Watch())
+    assert alive and not any(alive)

@@ -10,7 +10,7 @@ from small_job import write_job
 from torch import nn
 
 from dynabert.distributed import ALONE, Gradients, Shared, World, joined, launched_rank, n_launched
-from dynabert.errors import DataError, SettingError
+from dynabert.errors import DataError, LostRankError, SettingError
 from dynabert.results import load_sweep
 
 
@@ -124,6 +124,23 @@ def test_a_rank_that_vanishes_ends_the_others(happened):
     assert (kind, code) == ("LostRankError", 74) and "\n" not in message
     assert message.startswith("another process of this job is gone")
     assert second is None
+
+
+def test_only_a_lost_connection_is_taken_for_a_lost_rank():
+    def fails_with(error):
+        def collective():
+            raise error
+
+        return lambda: World()._exchange(collective)
+
+    for text in ("[gloo/transport/tcp/pair.cc] Connection closed by peer", "Timed out waiting 1000ms for recv"):
+        with pytest.raises(LostRankError, match="is gone or hangs"):
+            fails_with(RuntimeError(text))()
+    with pytest.raises(LostRankError):
+        fails_with(torch.distributed.DistBackendError("remote process exited"))()
+    for error in (RuntimeError("CUDA error: device-side assert triggered"), torch.OutOfMemoryError("no room")):
+        with pytest.raises(type(error), match=str(error)):
+            fails_with(error)()
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,19 @@ def test_a_folder_is_made_and_taken_up_again(tmp_path: Path) -> None:
     assert not list(out.rglob(".tmp-*")), "what interrupted writes had left is gone"
 
 
+def test_going_on_elsewhere_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def open_with(n_threads: int) -> None:
+        called = {"machine": {"n_threads": n_threads, "torch": "2.13.0"}}
+        with opened(tmp_path, IDENTITY, called, needed=lambda: 0):
+            pass
+
+    open_with(1)
+    open_with(1)
+    assert "last bits" not in caplog.text
+    open_with(2)
+    assert "last bits may come out otherwise" in caplog.text and "n_threads 1 there, 2 here" in caplog.text
+
+
 @pytest.mark.parametrize("left", [(), (".lock",), (".lock", ".tmp-run.json-0123abcd")])
 def test_a_start_that_was_cut_short_can_be_repeated(tmp_path: Path, left: tuple[str, ...]) -> None:
     for name in left:

@@ -341,7 +341,7 @@ def train_stage(
     training: Training | None = None,
     evaluate: Evaluate | None = None,
     hooks: Hooks | None = None,
-    resume: Snapshot | None = None,
+    resume: Snapshot | Callable[[], Snapshot | None] | None = None,
     world: World = ALONE,
 ) -> Progress:
     """Train a network through one stage, in place.
@@ -356,7 +356,8 @@ def train_stage(
     :param training: settings of the loop.
     :param evaluate: scores the network on held-out rows, for the choice of the best weights.
     :param hooks: reports and checkpoints.
-    :param resume: where an interrupted stage had come to.
+    :param resume: where an interrupted stage had come to; or what loads it, so that nobody holds its tensors, or the
+        deleted file that they are mapped from, once they have been copied.
     :param world: the ranks that train together.
     :return: the steps taken and the best score.
     :raises SettingError: a stage that needs a teacher and has none.
@@ -370,8 +371,7 @@ def train_stage(
     run = StageRun(
         elastic, stage, batches, teacher=teacher, reduction=reduction or Reduction(), training=training, world=world
     )
-    if resume is not None:
-        run.restore(resume)
+    _resume(run, resume)
     hooks.started(stage, run.n_steps, run.progress.step)
     with held():
         try:
@@ -385,6 +385,13 @@ def train_stage(
             run.best.restore()
     run.gradients.release()
     return run.progress
+
+
+def _resume(run: StageRun, resume: Snapshot | Callable[[], Snapshot | None] | None) -> None:
+    """Go on from a checkpoint, if there is one. A frame of its own, which lets go of what it has loaded."""
+    snapshot = resume() if callable(resume) else resume
+    if snapshot is not None:
+        run.restore(snapshot)
 
 
 def _run(run: StageRun, evaluate: Evaluate | None, hooks: Hooks) -> None:

@@ -9,6 +9,7 @@ A rank that dies ends the job: the exchange that waits for it fails, and the oth
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -167,10 +168,10 @@ class World:
 
         try:
             collective()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            raise _lost(error) from error
+            if isinstance(error, torch.distributed.DistError) or _LOST.search(str(error)):
+                raise _lost(error) from error
+            raise
 
 
 ALONE = World()
@@ -284,6 +285,10 @@ def _environment(name: str, default: int) -> int:
         return int(text or default)
     except ValueError:
         raise SettingError(f"{name}={text!r} in the environment is not a number; torchrun sets it") from None
+
+
+_LOST = re.compile("gloo|NCCL|[Cc]onnection|[Tt]imed? ?out|[Ss]ocket|[Bb]roken pipe")
+"""In the message of an exchange that fails because another process does; not in that of a bad index or full memory."""
 
 
 def _lost(error: RuntimeError) -> LostRankError:

@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynabert.checkpoint import CHECKPOINTS, delete_checkpoints, newest_checkpoint, save_checkpoint
 from dynabert.distill import originals, teacher_of, train_stage
 from dynabert.distributed import Shared, World, joined
@@ -33,12 +35,12 @@ from dynabert.hooks import Hooks, Snapshot, StepReport
 from dynabert.hooks import Progress as StageProgress
 from dynabert.job import Job, Prepared, pick_device, prepare
 from dynabert.loading import load
-from dynabert.measure import LatencySettings, Progress, selection_score
+from dynabert.measure import LatencySettings, Progress, machine_of, selection_score
 from dynabert.plan import Plan, Source, fingerprint
 from dynabert.recipes import Stage
 from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, beside_teacher, complete
 from dynabert.rewire import Importance, reordered, rewire, score
-from dynabert.run_folder import METRICS_FILE, MetricsLog, opened, space_needed
+from dynabert.run_folder import MACHINE, METRICS_FILE, MetricsLog, opened, space_needed
 from dynabert.sweep import Sweep
 from dynabert.workload import PlannedStage, planned_stages
 
@@ -163,7 +165,11 @@ def _begun(
                 "several processes do not wait for space: their exchanges would time out; leave on_disk_full at exit"
             )
         job = prepare(model, source, plan, latency=latency, world=world)
-        called = {"model": str(model), "source": source.to_json(), "device": world.device}
+        called = {
+            "model": str(model),
+            "source": source.to_json(),
+            MACHINE: asdict(machine_of(torch.device(world.device))),
+        }
         with _opened_together(out, job, called, world, force=force):
             hooks = RunHooks(out, hooks or Hooks(), job.plan.training.saving, writes=world.is_first)
             yield _Run(out, job.plan, job.prepared, hooks, world), job.elastic
@@ -284,7 +290,7 @@ class _Run:
                 training=self.plan.training,
                 evaluate=selection_score(select, task, precision=precision, world=self.world),
                 hooks=self.hooks,
-                resume=self._newest_checkpoint(stage),
+                resume=partial(self._newest_checkpoint, stage),
                 world=self.world,
             )
         except Stopped as stop:

@@ -30,6 +30,9 @@ FIXED = ("format_version", "model", "config", "labels", "tokenizer")
 COPIES = 4
 """Tensors of a checkpoint, in networks: weights, two moments of the optimizer, best weights."""
 
+MACHINE = "machine"
+"""What run.json calls the place where the run began: with other threads, versions or devices sums round otherwise."""
+
 log = logging.getLogger("dynabert")
 
 
@@ -90,6 +93,9 @@ def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, for
         )
         raise SettingError(f"{out} belongs to another run: {', '.join(fields)} differ ({'; '.join(lines)}); {advice}")
     log.warning("%s exists and is %s: going on where it was", out, "of another run" if fields else "of this run")
+    _, elsewhere = differences(saved.get(MACHINE, {}), called.get(MACHINE, {}))
+    if elsewhere:
+        log.warning("its last bits may come out otherwise than without the interruption: %s", "; ".join(elsewhere))
     for folder in (out, out / "stages", out / CHECKPOINTS):
         clean_temporary(folder)
     if fields:
