@@ -1,5 +1,11 @@
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,7 @@ from torch import nn
 
 from dynabert.distributed import ALONE, Gradients, Shared, World, joined, launched_rank, n_launched
 from dynabert.errors import DataError, LostRankError, SettingError
+from dynabert.loading import load
 from dynabert.results import load_sweep
 
 
@@ -181,3 +188,58 @@ def test_two_processes_train_by_the_command_line_and_rank_0_alone_speaks(job, tm
 def test_other_commands_run_in_one_process():
     for code, said in wait_for(start_ranks("-m", "dynabert", "pick", "runs/none")):
         assert code == 2 and "pick runs in one process, and 2 were started" in said
+
+
+def torchrun(*options):
+    return (sys.executable, "-m", "torch.distributed.run", *options)
+
+
+def launched(*command):
+    """Start a launcher without a trace of another one in its environment."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        cwd=TESTS,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_two_processes_of_one(job, tmp_path):
+    """Two agents that meet as two machines would, against both ranks under one of them."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", meeting)
+    both = [launched(*torchrun(*nodes), *train_command(job, tmp_path / "nodes")) for _ in range(2)]
+    assert [code for code, _ in wait_for(both)] == [0, 0]
+    one = launched(*torchrun("--standalone", "--nproc_per_node", "2"), *train_command(job, tmp_path / "one"))
+    ((code, said),) = wait_for([one])
+    assert code == 0, said
+    there, here = (load(tmp_path / name / "elastic").state_dict() for name in ("nodes", "one"))
+    assert all(there[name].equal(here[name]) for name in here)
+
+
+@pytest.mark.slow
+def test_the_launcher_restarts_a_job_whose_rank_was_killed(job, tmp_path):
+    out = tmp_path / "restarted"
+    command = train_command(job, out, "--checkpoint-steps", "1")
+    process = launched(*torchrun("--standalone", "--nproc_per_node", "2", "--max-restarts", "1"), *command)
+    try:
+        until = time.monotonic() + 90
+        while not list((out / "checkpoints").glob("width-*")):
+            assert time.monotonic() < until and process.poll() is None, "no checkpoint was made"
+            time.sleep(0.05)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    finally:
+        ((code, said),) = wait_for([process])
+    assert code == 0 and "going on where it was" in said, said
+    whole = launched(*torchrun("--standalone", "--nproc_per_node", "2"), *train_command(job, tmp_path / "whole"))
+    ((code, said),) = wait_for([whole])
+    assert code == 0, said
+    resumed, expected = (load(folder / "elastic").state_dict() for folder in (out, tmp_path / "whole"))
+    assert all(resumed[name].equal(expected[name]) for name in expected)

@@ -1,11 +1,10 @@
 """What a run will cost, before it starts: a few steps of every part are timed on its real rows. Nothing is written.
 
-The parts run as in `dynabert.run.train`, in the same order and with the same networks in memory; the network ends
-in a state that is of no use. Training steps of different lengths are
-timed and fitted by ``seconds = a + b * FLOPs``, and the line is summed over the planned batches of the first epoch with
-the Subnets that each step draws. Not counted: writing folders and checkpoints. Times hold for the load of the
-machine now. Resident memory on a CPU is that of the few steps: it grows over a run, whose batches of all lengths leave
-the heap in pieces, by 7 to 34 % in `benchmarks/estimate.py`.
+The parts run as in `dynabert.run.train`, in the same order and with the same networks in memory; the network is of no
+use afterwards. Training steps of different lengths are timed and fitted by ``seconds = a + b * FLOPs``, and the line is
+summed over the planned batches of the first epoch with the Subnets that each step draws. Not counted: writing folders
+and checkpoints. Times hold for the load of the machine now. Resident memory on a CPU is that of the few steps: over a
+run, whose batches of all lengths leave the heap in pieces, it grew by 12 to 26 % in `benchmarks/estimate.py`.
 """
 
 import shutil
