@@ -11,12 +11,35 @@ from typing import NoReturn
 import typer
 
 from dynabert.cli import sizes, studying, training
-from dynabert.cli.options import app
 from dynabert.distributed import launched_rank, n_launched
 from dynabert.errors import DynabertError, SettingError, Stopped, StorageError
 from dynabert.failures import stop_signals
 
-__all__ = ["app", "main", "sizes", "studying", "training"]  # the modules name their commands
+app = typer.Typer(
+    name="dynabert",
+    help="Train one BERT, run it at any size: choose the width and the depth of an encoder after training.",
+    epilog="Start with: dynabert demo --out runs/demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for verb in (
+    training.train,
+    sizes.measure,
+    sizes.pick,
+    sizes.extract,
+    sizes.predict,
+    sizes.report,
+    studying.compare,
+    studying.ablate,
+    studying.exits,
+    studying.attention,
+    training.demo,
+):
+    app.command()(verb)
 
 
 @app.callback()

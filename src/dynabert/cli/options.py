@@ -1,4 +1,4 @@
-"""What the commands share: the application, options that several have, and how results are printed."""
+"""What the commands share: options that several have, and how results are printed."""
 
 import json
 import sys
@@ -13,17 +13,6 @@ from dynabert.errors import SettingError
 if TYPE_CHECKING:
     from dynabert.subnet import Subnet
     from dynabert.sweep import LatencySettings, Sweep
-
-app = typer.Typer(
-    name="dynabert",
-    help="Train one BERT, run it at any size: choose the width and the depth of an encoder after training.",
-    epilog="Start with: dynabert demo --out runs/demo",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Run = Annotated[Path, typer.Argument(help="A run folder: the --out of a train command.", show_default=False)]

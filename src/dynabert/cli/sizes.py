@@ -17,7 +17,6 @@ from dynabert.cli.options import (
     Run,
     SubnetName,
     Width,
-    app,
     lines_of,
     print_json,
     print_sweep,
@@ -25,7 +24,6 @@ from dynabert.cli.options import (
 )
 
 
-@app.command()
 def measure(
     run: Run,
     subnet: SubnetName = None,
@@ -55,7 +53,6 @@ def measure(
     print_sweep(sweep, as_json=as_json)
 
 
-@app.command()
 def pick(
     run: Run,
     max_params: Annotated[float | None, typer.Option(help="Parameters at most, for instance 12e6.")] = None,
@@ -78,7 +75,6 @@ def pick(
         typer.echo(f"cut it out: dynabert extract {run} --subnet {row.subnet} --out small/")
 
 
-@app.command()
 def extract(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder of the small model; replaced if there is a model in it.")],
@@ -103,7 +99,6 @@ def extract(
         typer.echo(f'try it: dynabert predict {cut.folder} "some text"')
 
 
-@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder, for instance an extracted one.", show_default=False)],
     text: Annotated[
@@ -124,7 +119,6 @@ def predict(
         typer.echo(f"{label}{prediction.score:.4f}\t{prediction.text}")
 
 
-@app.command()
 def report(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="HTML file; RUN/report.html by default.", show_default=False)] = None,

@@ -16,7 +16,6 @@ from dynabert.cli.options import (
     Run,
     Runs,
     Seeds,
-    app,
     lines_of,
     names_of,
     numbers_of,
@@ -24,7 +23,6 @@ from dynabert.cli.options import (
 )
 
 
-@app.command()
 def compare(
     runs: Runs,
     methods: Annotated[
@@ -60,7 +58,6 @@ def compare(
         typer.echo(result.table(), nl=False)
 
 
-@app.command()
 def ablate(
     runs: Runs,
     factors: Annotated[
@@ -99,7 +96,6 @@ def ablate(
         typer.echo(result.table(), nl=False)
 
 
-@app.command()
 def exits(
     run: Run,
     subnets: Annotated[
@@ -128,7 +124,6 @@ def exits(
         typer.echo(result.table(), nl=False)
 
 
-@app.command()
 def attention(
     run: Run,
     text: Annotated[

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from dynabert.recipes import ScheduleKind, Stage
     from dynabert.sweep import LatencySettings
 
-from dynabert.cli.options import Device, Json, Limit, app, latency_of, numbers_of, print_json, print_sweep
+from dynabert.cli.options import Device, Json, Limit, latency_of, numbers_of, print_json, print_sweep
 
 
-@app.command()
 def train(
     model: Annotated[str, typer.Option(help="Folder or hub name of a BERT, RoBERTa, XLM-R or CamemBERT.")],
     out: Annotated[Path, typer.Option(help="Run folder: made, or gone on with if it is of the same run.")],
@@ -113,7 +112,6 @@ def train(
     )
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; its corpus and encoder are made beside it.")] = Path(
         "runs/demo"
