@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Those that measure something on a GPU; the others measure the CPU or compute.
+GPU_BENCHMARKS := train_step train_memory estimate
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check slow durability gpu bench clean
 
@@ -31,10 +34,14 @@ slow: install ## the tests that take longer
 durability: install ## the scripts of docs/reliability.md at full size: half an hour or more
 	$(BIN)/python tests/durability/all.py --json docs/results/durability.json
 
-gpu: install ## tests, benchmarks and full-data runs on a CUDA device, where there is one; needs DYNABERT_DATA
+gpu: install ## tests, benchmarks and full-data runs on a CUDA device, to docs/results/gpu-*.json; needs DYNABERT_DATA
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(BIN)/pytest -q -m gpu && $(MAKE) bench && runs/minilm-sst2.sh && \
-		runs/minilm.sh minilm-mnli mnli && runs/minilm.sh minilm-qnli qnli; \
+		$(BIN)/pytest -q -m gpu || exit 1; \
+		for name in $(GPU_BENCHMARKS); do \
+			echo "$$name"; \
+			$(BIN)/python benchmarks/$$name.py --device cuda --json docs/results/gpu-$$name.json || exit 1; \
+		done; \
+		for task in sst2 mnli qnli; do runs/minilm.sh gpu-minilm-$$task $$task || exit 1; done; \
 	else \
 		echo 'no GPU: torch.cuda.is_available() is false, so nothing was run'; \
 	fi

@@ -29,14 +29,17 @@ def options(description: str | None, **more: dict[str, Any]) -> argparse.Namespa
     """The options of a benchmark: --quick, --json, --threads, --device, and its own ones.
 
     :param description: the script's docstring.
-    :param more: by option name, the arguments of `add_argument`.
+    :param more: by option name, the arguments of `add_argument`; one of the four names above replaces that option.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few repeats: checks that the script works")
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    for name, settings in more.items():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared: dict[str, dict[str, Any]] = {
+        "quick": {"action": "store_true", "help": "few repeats: checks that the script works"},
+        "json": {"type": Path, "help": "where to write the result"},
+        "threads": {"type": int, "default": 1, "help": "threads of torch on the CPU"},
+        "device": {"default": device, "help": "cpu or cuda"},
+    }
+    for name, settings in (shared | more).items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

@@ -124,7 +124,12 @@ def lines_of(name: str, found: dict) -> str:
 
 def main() -> None:
     """Start two processes of this program, or be one of them."""
-    chosen = options(__doc__)
+    chosen = options(__doc__, device={"default": "cpu", "help": "cpu, the only one that is measured"})
+    if chosen.device != "cpu":
+        print(
+            f"scale.py measures two processes on the CPU, not on {chosen.device!r}; leave out --device", file=sys.stderr
+        )
+        sys.exit(2)
     if n_launched() > 1:
         measure(chosen)
         return

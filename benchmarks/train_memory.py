@@ -2,10 +2,12 @@
 
     python benchmarks/train_memory.py --json docs/results/train_memory.json
 
-bert-base shape, 32 rows of 128 tokens, bf16 matrix products, dropout on; ours with its teacher, the low-precision
-copies and the best weights so far, as in a run after its first evaluation. Plain fine-tuning is the stock model under
-torch's autocast with fused AdamW. The peak is the process's highest resident size (VmHWM) after two
-steps, less what it had before the model was made; on a GPU the highest allocation.
+bert-base shape, 32 rows of 128 tokens, bf16 matrix products, dropout on. Ours holds its teacher, the low-precision
+copies and the best weights so far, as a run does after its first evaluation. Plain fine-tuning is the stock model under
+torch's autocast with fused AdamW. On the CPU the peak is the highest resident size of the process (VmHWM) over two
+steps, less its size before the model was made; on a GPU it is the most memory that was allocated.
+
+Each repeat measures every variant once; a ratio is that of the peaks of one repeat. `peak_bytes` are medians.
 """
 
 import argparse
@@ -13,11 +15,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import bert_base, finish, machine, options, table
-from train_step import DEPTH, LENGTH, ROWS, full_rows, our_steps
+from common import bert_base, finish, machine, median, options, table
+from train_step import DEPTH, LENGTH, ROWS, OneBatch, full_rows, our_run
 
 from dynabert.batches import Batch
 from dynabert.recipes import TEACHER
@@ -26,7 +27,7 @@ STEPS = 2
 
 
 def plain(batch: Batch, device: str) -> None:
-    """Fine-tune the stock model for two steps."""
+    """Two steps of fine-tuning the stock model."""
     model = bert_base(device).model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     for _ in range(STEPS):
@@ -40,14 +41,17 @@ def plain(batch: Batch, device: str) -> None:
 
 def ours(stage: str, batch: Batch, device: str) -> None:
     """Two steps of a stage of the training loop."""
-    step = our_steps(bert_base(device), {"depth": DEPTH, "teacher": TEACHER}[stage], [batch])
-    step.__self__.best.keep()  # type: ignore[attr-defined]  # as after the first evaluation
+    run = our_run(bert_base(device), {"depth": DEPTH, "teacher": TEACHER}[stage], OneBatch(batch))
+    run.best.keep()  # as after the first evaluation
     for _ in range(STEPS):
-        step()
+        run.step()
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (at most so far) of this process."""
+    """The resident size of this process.
+
+    :param field: ``VmRSS`` for its size now, ``VmHWM`` for the highest so far.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
@@ -55,7 +59,7 @@ def resident_bytes(field: str) -> int:
 
 
 def measure(variant: str, device: str) -> None:
-    """In a process of its own: run a variant and print the bytes of its peak."""
+    """Run one variant in this process, which does nothing else, and print its peak in bytes."""
     (batch,) = (batch.to(device) for batch in full_rows(1))
     torch.ones(64, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)  # loads the products' library
     before = resident_bytes("VmRSS")
@@ -69,16 +73,29 @@ def measure(variant: str, device: str) -> None:
 
 
 def peak_of(variant: str, chosen: argparse.Namespace) -> int:
-    """The peak of a variant, measured in a fresh process."""
+    """The peak of one variant in bytes, measured in a fresh process."""
     command = [sys.executable, __file__, "--variant", variant, "--threads", str(chosen.threads)]
     command += ["--device", chosen.device]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return int(json.loads(output.splitlines()[-1])["peak_bytes"])
 
 
+def ratios_of(variant: str, repeats: list[dict[str, int]]) -> dict[str, float]:
+    """The peak of a variant over that of plain fine-tuning: the median over the repeats, the least, the greatest.
+
+    :param repeats: of each, the peaks by variant, in bytes.
+    """
+    ratios = [repeat[variant] / repeat["plain"] for repeat in repeats]
+    return {"ratio": median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+
+
 def main() -> None:
     """Measure, print, write."""
-    chosen = options(__doc__, variant={"help": argparse.SUPPRESS})
+    chosen = options(
+        __doc__,
+        repeats={"type": int, "default": 3, "help": "times that each variant is measured; one with --quick"},
+        variant={"help": argparse.SUPPRESS},
+    )
     if chosen.variant:
         measure(chosen.variant, chosen.device)
         return
@@ -89,19 +106,20 @@ def main() -> None:
     }
     if chosen.quick:
         del names["teacher"]
-    peaks = {variant: peak_of(variant, chosen) for variant in names}
-    rows: list[dict[str, Any]] = [
-        {"what": names[variant], "peak_mib": round(peak / 2**20), "ratio": peak / peaks["plain"]}
-        for variant, peak in peaks.items()
-    ]
-    table(rows)
+        chosen.repeats = 1
+    repeats = [{variant: peak_of(variant, chosen) for variant in names} for _ in range(chosen.repeats)]
+    peaks = {variant: round(median([repeat[variant] for repeat in repeats])) for variant in names}
+    ratios = {variant: ratios_of(variant, repeats) for variant in names}
+    table([{"what": names[name], "peak_mib": round(peaks[name] / 2**20), **ratios[name]} for name in names])
     finish(
         {
             **machine(chosen.device),
+            "quick": chosen.quick,
+            "repeats": chosen.repeats,
             "rows": ROWS,
             "tokens": LENGTH,
             "peak_bytes": peaks,
-            "depth_stage_memory": {"ratio": peaks["depth"] / peaks["plain"]},
+            "depth_stage_memory": ratios["depth"],
         },
         chosen.json,
     )

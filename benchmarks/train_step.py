@@ -6,8 +6,9 @@ Forward, backward and optimizer of the width and of the depth stage, MiniLM on r
 The plain step is what the published code does: fp32, every row padded to 128 tokens, a pass of the full-width teacher
 for each width, all Subnets, losses summed over layers and padding, plain slices, eager attention, stock AdamW. Ours is
 the loop of `dynabert train`. Both see the same rows. The `fixed length` row gives ours rows that all have 128 tokens,
-which takes padding out of the comparison. `matmul share` is the FLOP/s of our depth step at the shape of bert-base,
-32 x 128, over the best bf16 matrix product of the same run.
+which takes padding out of the comparison. Each batch is timed `--repeats` times, and its medians count; `speedup_low`
+and `speedup_high` are the least and the greatest ratio of one batch. `matmul share` is the FLOP/s of our depth step at
+the shape of bert-base, 32 x 128, over the best bf16 matrix product of the same run.
 """
 
 from collections.abc import Callable
@@ -64,30 +65,33 @@ class PlainStep:
 
 
 class OneBatch:
-    """Gives the loop one batch after another from a list."""
+    """Gives the loop the same batch in every step, until another one is chosen."""
 
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def choose(self, batch: Batch) -> None:
+        """The batch of the steps to come."""
+        self.batch = batch
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return 1
 
     def micro_batches(self, step: int) -> tuple[Batch]:
-        """The batch of a step, in one piece."""
-        return (self.batches[step % len(self.batches)],)
+        """The chosen batch, in one piece, whatever the step."""
+        return (self.batch,)
 
 
-def our_steps(elastic: ElasticModel, stage: Stage, batches: list[Batch]) -> Callable[[], object]:
-    """The step of the training loop; each call takes the next batch."""
-    forever = replace(stage, epochs=1e9)
+def our_run(elastic: ElasticModel, stage: Stage, source: OneBatch) -> StageRun:
+    """The training loop of a stage that never ends; its `step` is what is measured."""
     return StageRun(
         elastic,
-        forever,
-        OneBatch(batches),
+        replace(stage, epochs=1e9),
+        source,
         teacher=teacher_of(stage, elastic, elastic.copy()),
         reduction=Reduction(),
         training=Training(),
-    ).step
+    )
 
 
 def spread_over_lengths(encoded: Encoded, pad_id: int, n_batches: int) -> tuple[list[Batch], list[Batch]]:
@@ -118,19 +122,23 @@ def full_rows(n_batches: int) -> list[Batch]:
 
 
 def compare(name: str, stage: Stage, weight: float, batches: tuple[list[Batch], list[Batch]], chosen: Any) -> dict:  # noqa: ANN401
-    """Time both steps on the same rows, in turns; ours comes round on every batch as often as the plain one."""
+    """Time both steps on the same rows, in turns, batch after batch.
+
+    :return: means over the batches of the median over the repeats, and the least and greatest ratio of one batch.
+    """
     short, padded = ([batch.to(chosen.device) for batch in side] for side in batches)
     plain = PlainStep(minilm(chosen.device), stage, weight)
-    ours = our_steps(minilm(chosen.device), stage, short)
-    repeats = 1 if chosen.quick else chosen.repeats
+    source = OneBatch(short[0])
+    ours = our_run(minilm(chosen.device), stage, source)
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    ours()  # step 0 and its report of losses
-    for index, _ in enumerate(short):
-        calls: dict[str, Callable[[], object]] = {"plain": partial(plain, padded[index]), "ours": ours}
-        ours.__self__.batches.batches = [short[index]]  # type: ignore[attr-defined]
-        for side, times in side_by_side(calls, repeats, device=chosen.device, warm_up=int(index == 0)).items():
+    ours.step()  # step 0 and its report of losses
+    for index, batch in enumerate(short):
+        source.choose(batch)
+        calls: dict[str, Callable[[], object]] = {"plain": partial(plain, padded[index]), "ours": ours.step}
+        for side, times in side_by_side(calls, chosen.repeats, device=chosen.device, warm_up=int(index == 0)).items():
             seconds[side].append(median(times))
     means = {side: float(np.mean(times)) for side, times in seconds.items()}
+    ratios = [theirs / mine for theirs, mine in zip(seconds["plain"], seconds["ours"], strict=True)]
     tokens = float(np.mean([batch.inputs["input_ids"].shape[1] for batch in short]))
     return {
         "comparison": name,
@@ -139,6 +147,8 @@ def compare(name: str, stage: Stage, weight: float, batches: tuple[list[Batch], 
         "ours_ms_per_example": 1e3 * means["ours"] / ROWS,
         "tokens_a_row": tokens,
         "speedup": means["plain"] / means["ours"],
+        "speedup_low": min(ratios),
+        "speedup_high": max(ratios),
     }
 
 
@@ -160,13 +170,17 @@ def best_product(device: str, repeats: int) -> float:
 def matmul_share(chosen: Any) -> dict[str, float]:  # noqa: ANN401
     """Our depth step at the shape of bert-base, 32 x 128, against the best matrix product of the same machine."""
     elastic = bert_base(chosen.device)
-    step = our_steps(elastic, DEPTH, [batch.to(chosen.device) for batch in full_rows(1)])
+    (batch,) = (batch.to(chosen.device) for batch in full_rows(1))
+    run = our_run(elastic, DEPTH, OneBatch(batch))
     before = best_product(chosen.device, 10)
-    seconds = side_by_side({"step": step}, 1 if chosen.quick else 3, device=chosen.device, warm_up=not chosen.quick)
+    calls: dict[str, Callable[[], object]] = {"step": run.step}
+    seconds = side_by_side(calls, chosen.repeats, device=chosen.device, warm_up=not chosen.quick)["step"]
     best = max(before, best_product(chosen.device, 10))
-    achieved = ROWS * step_flops(DEPTH, elastic, seed=0, step=0, seq=LENGTH) / median(seconds["step"])
+    achieved = ROWS * step_flops(DEPTH, elastic, seed=0, step=0, seq=LENGTH) / median(seconds)
     return {
-        "step_s": median(seconds["step"]),
+        "step_s": median(seconds),
+        "step_low_s": min(seconds),
+        "step_high_s": max(seconds),
         "achieved_gflops_s": achieved / 1e9,
         "best_product_gflops_s": best / 1e9,
         "matmul_share": achieved / best,
@@ -179,9 +193,11 @@ def main() -> None:
         __doc__,
         batches={"type": int, "default": 8, "help": "batches of the mean length"},
         part={"choices": ("all", "steps", "share"), "default": "all", "help": "what to measure"},
-        repeats={"type": int, "default": 3, "help": "timed steps of each batch, in turns"},
+        repeats={"type": int, "default": 3, "help": "timed steps of each batch, in turns; one with --quick"},
     )
-    result: dict[str, Any] = {**machine(chosen.device), "quick": chosen.quick}
+    if chosen.quick:
+        chosen.repeats = 1
+    result: dict[str, Any] = {**machine(chosen.device), "quick": chosen.quick, "repeats": chosen.repeats}
     if chosen.part in ("all", "steps"):
         encoded, pad_id = sst2_rows(limit=4000)
         real = spread_over_lengths(encoded, pad_id, 2 if chosen.quick else chosen.batches)
