@@ -80,16 +80,16 @@ class Comparison:
         title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs; full network {self.full:.2f}"
         caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
-        for name in ("method", "FLOPs at most", "point"):
+        for name in ("at most", "method", "point"):
             table.add_column(name, no_wrap=True)
-        for name in ("metric", "FLOPs", f"{OURS} is better by", "p (Holm)", "time x1", "x32", "steps"):
+        for name in ("metric", "FLOPs", "ours - its, 95 %", "p (Holm)", "time x1", "x32", "steps"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.standings:
             better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
             p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
             times = ("", "") if row.time is None else (f"{row.time[0]:.0%}", f"{row.time[1]:.0%}")
             cells = (f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *times, str(row.n_steps))
-            table.add_row(row.method, f"{row.share:.0%}", row.point, *cells)
+            table.add_row(f"{row.share:.0%}", row.method, _brief(row.point), *cells)
         return plain_text(table)
 
 
@@ -99,6 +99,11 @@ class _Stood:
 
     standing: Standing
     resampled: Resampled | None
+
+
+def _brief(point: str) -> str:
+    """The name of a point; of one that names each of its layers, their number."""
+    return f"{len(point.split('_'))} layers" if point.startswith("l") else point
 
 
 class _TaskComparison:
