@@ -109,18 +109,28 @@ def test_exits_of_all_logits_are_those_of_a_run(rule):
         np.testing.assert_allclose(got.logits, run.logits, atol=1e-5)
 
 
-def test_survivors_lose_the_padding_of_those_who_left(monkeypatch):
-    exits = early()
+class SureOfLongRows(torch.nn.Module):
+    """A ramp at which rows of more tokens than a limit leave."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        is_long = (attention_mask.sum(1) > self.limit).float()
+        return torch.stack([20 * is_long, 0 * is_long, 0 * is_long], dim=1)
+
+
+def test_survivors_lose_the_padding_of_those_who_left():
+    elastic, limits = ElasticModel(tiny_model("bert")), (9, 6, 3)
+    exits = EarlyExit(elastic.at(Subnet()), elastic.family, torch.nn.ModuleList(map(SureOfLongRows, limits)))
     seen = []
     for layer in exits.stack.layers:
         layer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
-    exits.predict(batches(N_ROWS), middle(exits))
-    work = [rows * seq for rows, seq in seen[-4:]]
-    assert work == sorted(work, reverse=True) and work[-1] < work[0]
-    run = exits.predict(batches(N_ROWS), middle(exits))
-    staying = run.n_layers > 3
-    lengths = np.array([len(tokens) for tokens in encoded().input_ids])[np.argsort(encoded().ids)]
-    assert seen[-1] == (staying.sum(), lengths[staying].max())
+    exits.predict(batches(N_ROWS), 0.5)
+    lengths = np.array([len(tokens) for tokens in encoded().input_ids])
+    staying = [lengths[lengths <= limit] for limit in (99, *limits)]
+    assert seen == [(len(rows), rows.max()) for rows in staying]
 
 
 def test_modes_are_left_as_they_were_and_dropout_is_off():

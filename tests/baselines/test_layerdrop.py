@@ -135,6 +135,19 @@ def test_a_method_has_a_size_for_every_share_and_leaves_its_start_alone(selectio
     assert method.training_flops <= 4e8 and method.n_steps > 5
 
 
+def test_the_training_is_the_same_by_any_name_and_selection():
+    rows = {"select": batches(24, seed=2, shuffle=False), "task": MNLI}
+    settings = {"training": TRAINING, "lr": 1e-3, "budget_flops": 4e8}
+    one, two = (
+        layerdrop.train(
+            ElasticModel(tiny_model("bert", dropout=0.1)), batches(40, seed=1), **rows, **settings, **chosen
+        )
+        for chosen in ({}, {"name": "layerdrop-validated", "selection": "validated"})
+    )
+    for mine, theirs in zip(one.elastic.model.parameters(), two.elastic.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_an_unknown_selection_is_named():
     start = ElasticModel(tiny_model("bert"))
     settings = {"select": batches(8, seed=2), "task": MNLI, "training": TRAINING, "lr": 1e-3, "budget_flops": 1e9}

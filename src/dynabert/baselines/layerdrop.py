@@ -129,12 +129,13 @@ def train(
     :param rate: see `LayerDrop`.
     :param selection: ``every-other``, or ``validated`` on the `select` rows.
     :param shares: of the layers, for each operating point.
+    :param name: what the method calls itself; the training is the same by any name.
     :raises SettingError: a rate or selection that is none, or a budget below one step.
     """
     if selection not in ("every-other", "validated"):
         raise SettingError(one_of("selection", selection, ("every-other", "validated")))
     elastic, n_layers = start.copy(), start.shape.n_layers
-    stage = replace(TEACHER, name=name, schedule=LayerDrop(start.shape, rate), lr=lr)
+    stage = replace(TEACHER, name=NAME, schedule=LayerDrop(start.shape, rate), lr=lr)
     spent = fit_subnets(
         elastic,
         stage,
