@@ -2,7 +2,7 @@
 # DynaBERT beside LayerDrop, DeeBERT, FastBERT, the first layers and each size alone, on four tasks, three seeds:
 #   runs/compare.sh [options of dynabert compare]
 # Trains runs/four/ first where it is missing. Goes on where it was interrupted. Writes docs/results/compare-TASK.json
-# and docs/results/compare.json, the mean over the tasks. About eight hours on one core.
+# and docs/results/compare.json, the mean over the tasks. Estimated from TREC with one seed and rate: days on one core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs/four-tasks.sh

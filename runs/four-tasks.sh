@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MiniLM on SST-2 (10,000 rows; ROWS=0 for all), CoLA, RTE and TREC: the runs that the studies below compare with.
 #   runs/four-tasks.sh            trains runs/four/{sst2,cola,rte,trec}, two epochs a stage
-# Needs DYNABERT_DATA. About an hour on one core.
+# Needs DYNABERT_DATA. Estimated: two hours on one core; TREC took 33 minutes on a busy one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${DYNABERT_DATA:?set it to the folder that holds the folders sst2, cola, rte and trec}"

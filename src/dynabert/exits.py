@@ -7,6 +7,7 @@ those of one row at a time. Thresholds can be swept and calibrated on the logits
 Sources: DeeBERT (Xin et al., ACL 2020) section 3.3, its batch size 1 only; FastBERT (Liu et al., ACL 2020) section 3.4.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -34,16 +35,16 @@ NEVER = -1.0
 _CANDIDATES = 512  # thresholds that calibration tries at most
 
 
-class Ramp(nn.Module):
+class Ramp(nn.Module, ABC):
     """A classifier on the output of a layer: called with hidden states (batch, seq, hidden) and mask (batch, seq)."""
 
+    @abstractmethod
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """The logits (batch, n_labels)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops(self, seq_len: int) -> int:
         """Operations on one sequence, counted as in `dynabert.subnet.encoder_flops`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

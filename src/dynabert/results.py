@@ -104,7 +104,7 @@ class Saved:
 
         :raises ModelFileError: not a run folder, or one of another version.
         """
-        path = _run_file(Path(out))
+        path = run_file(Path(out))
         saved = read_json(path)
         try:
             identity = saved["fingerprint"]
@@ -130,7 +130,11 @@ class Saved:
         return Prepared.of(*self.roles(), tokenizer, self.plan)
 
 
-def _run_file(out: Path) -> Path:
+def run_file(out: Path) -> Path:
+    """The file that says what a run is made of.
+
+    :raises ModelFileError: not a run folder.
+    """
     if not (out / RUN_FILE).exists():
         raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
     return out / RUN_FILE
@@ -160,7 +164,7 @@ def load_result(out: str | Path) -> ElasticModel:
     :raises ModelFileError: not a run folder, or one whose training has not finished.
     """
     out = Path(out)
-    _run_file(out)
+    run_file(out)
     if not complete(out / "elastic"):
         raise ModelFileError(f"{out} has not finished training; run its `dynabert train` command again to go on")
     return ElasticModel.from_pretrained(out / "elastic")

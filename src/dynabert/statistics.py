@@ -237,11 +237,20 @@ def mean_difference(comparisons: Sequence[tuple[float, np.ndarray]], *, level: f
     :param level: share of the resampled means inside, in (0, 1).
     :raises SettingError: no comparisons, or `level` out of range.
     """
+    _check_level(level)
+    mean, values = averaged(comparisons)
+    return Difference(mean, *_bounds(values, level))
+
+
+def averaged(comparisons: Sequence[tuple[float, np.ndarray]]) -> Resampled:
+    """The mean of several differences, as measured and on each resample; the parameter is that of `mean_difference`.
+
+    :raises SettingError: no comparisons.
+    """
     if not comparisons:
         raise SettingError("no differences to average; give at least one")
-    _check_level(level)
     resampled = np.mean([values for _, values in comparisons], axis=0)
-    return Difference(float(np.mean([mean for mean, _ in comparisons])), *_bounds(resampled, level))
+    return Resampled(float(np.mean([mean for mean, _ in comparisons])), resampled)
 
 
 def p_value(resampled: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from small_job import small_plan, write_job
 from dynabert.errors import SettingError
 from dynabert.plan import Plan
 from dynabert.recipes import RECIPES
-from dynabert.results import load_result
 from dynabert.run import train
 from dynabert.studies.ablate import ablate
 from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
@@ -71,7 +70,7 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
     study = Study(run, budget=0.5)
     spent = [Trial.load(file).training_flops for file in files]
     assert max(spent) / min(spent) < 1.1  # whole steps
-    assert spent[0] == pytest.approx(study.budget_flops(load_result(run)), rel=0.1)
+    assert spent[0] == pytest.approx(study.budget_flops, rel=0.1)
 
     by_name = {}
     for file in files:

@@ -34,7 +34,7 @@ def test_methods_stand_beside_ours_at_equal_cost(run: Path) -> None:
     result = compare(run, **SETTINGS)
     trials, elastic, study = trials_of(run), load_result(run), Study(run, budget=0.5)
     full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
-    budget = study.budget_flops(elastic)
+    budget = study.budget_flops
     assert all(trial.training_flops <= budget * 1.01 for trial in trials.values())
     assert {row.method for row in result.standings} <= {OURS, *SETTINGS["methods"]}
     for row in result.standings:

@@ -46,7 +46,7 @@ def test_a_trial_of_the_runs_own_plan_predicts_as_the_run_does(run: Path) -> Non
     assert [point.flops for point in trial.points] == [
         encoder_flops(elastic.shape, elastic.slices(subnet)) for subnet in elastic.grid
     ]
-    assert trial.training_flops == pytest.approx(study.budget_flops(elastic))
+    assert trial.training_flops == pytest.approx(study.budget_flops)
 
 
 def test_what_the_run_has_trained_itself_is_not_trained_again(run: Path) -> None:
@@ -94,13 +94,12 @@ def test_another_seed_has_a_teacher_of_its_own(run: Path) -> None:
 
 
 def test_a_budget_makes_a_recipe_cheaper_and_the_stages_keep_their_shares(run: Path) -> None:
-    elastic = load_result(run)
     study = Study(run, budget=0.5)
-    recipe = study.at_budget(study.plan.recipe, elastic)
+    recipe = study.at_budget(study.plan.recipe)
     assert [stage.epochs for stage in recipe.stages] == [0.5, 0.5]
-    assert study.budget_flops(elastic) == pytest.approx(0.5 * Study(run).budget_flops(elastic))
+    assert study.budget_flops == pytest.approx(0.5 * Study(run).budget_flops)
     one = replace(study.plan.recipe, stages=study.plan.recipe.stages[1:])
-    assert study.at_budget(one, elastic).stages[0].epochs > 0.5
+    assert study.at_budget(one).stages[0].epochs > 0.5
 
 
 def test_a_damaged_trial_is_said(run: Path, tmp_path: Path) -> None:

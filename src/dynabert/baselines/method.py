@@ -1,5 +1,6 @@
 """What all methods that are compared have in common: operating points, predictions, costs; and the Sweep of one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -101,7 +102,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class Trained(ABC):
     """What every trained method says of itself.
 
     :param name: as in `dynabert.baselines.METHODS`.
@@ -111,9 +112,9 @@ class Trained:
     name: str
     spent: Spent = Spent()
 
+    @abstractmethod
     def predict(self, point: str, batches: Iterable[Batch]) -> Predicted:
         """The answers at one point."""
-        raise NotImplementedError
 
     def answer(self, point: str, batches: Iterable[Batch]) -> object:
         """The same, as it is served."""

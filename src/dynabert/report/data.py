@@ -10,9 +10,9 @@ from dynabert.errors import DynabertError, ModelFileError
 from dynabert.files import read_json
 from dynabert.measure import Progress
 from dynabert.report.network import Attention, Network, Predictions
-from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, load_sweep
+from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, load_sweep, run_file
 from dynabert.rewire import Importance
-from dynabert.run_folder import METRICS_FILE, RUN_FILE, read_metrics
+from dynabert.run_folder import METRICS_FILE, read_metrics
 from dynabert.sweep import Sweep
 
 OWN_METHOD = "DynaBERT"
@@ -78,9 +78,7 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
     :raises ModelFileError: not a run folder.
     """
     out = Path(out)
-    if not (out / RUN_FILE).exists():
-        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
-    settings = read_json(out / RUN_FILE)
+    settings = read_json(run_file(out))
     missing: list[str] = []
 
     def part(name: str, read: Callable[[], Part], file: str | None = None) -> Part | None:

@@ -7,6 +7,8 @@ Differences are of the validation rows, paired by row and seed.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,9 @@ import numpy as np
 
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
-from dynabert.results import load_result
-from dynabert.statistics import ROW_METRICS, Resampled, holm, mean_difference, p_value, resampled_difference
+from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, variants_of
-from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings
+from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings, tuned
 from dynabert.sweep import plain_text
 
 BASE = "base"
@@ -74,9 +75,7 @@ class Ablation:
 
         base = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items())
         title = f"{self.task}: {self.metric} x 100, variant minus base; base: {base} (lr {_rate(self.base_lr)})"
-        caption = (
-            f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training a row of 128 tokens each"
-        )
+        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         for name in ("factor", "variant", "where"):
             table.add_column(name, no_wrap=True)
@@ -114,17 +113,16 @@ class _TaskStudy:
         self.study, self.factors = study, factors
         self.plans: dict[Key, Plan] = {(BASE, BASE): study.plan} | variants_of(study.plan, factors)
         self.rates = tuple(rates) or tuple(study.plan.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
-        self.seeds = tuple(range(study.plan.training.seed, study.plan.training.seed + n_seeds))
-        self.elastic = load_result(study.run)
+        self.seeds = study.seeds(n_seeds)
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
 
     def train(self) -> None:
         """Tune every variant with the first seed, then train it with all."""
         for key in self.plans:
-            scores = {lr: self.trained(key, lr, self.seeds[0]).select_score for lr in self.rates}
-            self.lrs[key] = max(scores, key=scores.__getitem__)
-            self.trials[key] = [self.trained(key, self.lrs[key], seed) for seed in self.seeds]
+            trained = partial(self.trained, key)
+            score = attrgetter("select_score")
+            self.lrs[key], self.trials[key] = tuned(trained, self.rates, self.seeds, score=score)
         for lr in self.rates if LEARNING_RATE in self.factors else ():
             if lr != self.lrs[BASE, BASE]:
                 key = (LEARNING_RATE, f"{lr:g}")
@@ -133,7 +131,7 @@ class _TaskStudy:
     def trained(self, key: Key, lr: float, seed: int) -> Trial:
         """One variant at one rate and seed, at the cost of the base."""
         variant = self.plans[key]
-        recipe = self.study.at_budget(variant.recipe.adjusted(lr=lr), self.elastic)
+        recipe = self.study.at_budget(variant.recipe.adjusted(lr=lr))
         name = BASE if key[0] == BASE else f"{key[0]}-{key[1]}"
         return self.study.trained(f"{name}-lr{lr:g}", replace(variant, recipe=recipe), seed=seed)
 
@@ -166,7 +164,7 @@ class _TaskStudy:
     def summary(self, effects: tuple[Effect, ...]) -> Ablation:
         """The study of this task alone."""
         base = {where: self.metric((BASE, BASE), where) for where in self.places}
-        task, flops = self.study.task, self.study.budget_flops(self.elastic)
+        task, flops = self.study.task, self.study.budget_flops
         lr = self.lrs[BASE, BASE]
         return Ablation(task.name, task.primary_metric, base, lr, self.seeds, flops, effects)
 
@@ -214,8 +212,9 @@ def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
     effects, p_values = [], []
     for place in common:
         rows = [by_task[place] for by_task in by_place]
-        difference = mean_difference([row.resampled for row in rows])
-        p_values.append(p_value(np.mean([row.resampled.values for row in rows], axis=0)))
+        mean = averaged([row.resampled for row in rows])
+        difference = mean_difference([mean])
+        p_values.append(p_value(mean.values))
         (factor, variant), where = place
         effects.append(
             Effect(

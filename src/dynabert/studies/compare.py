@@ -7,6 +7,7 @@ the same list, on the `select` rows with the first seed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ import numpy as np
 from dynabert.baselines import METHODS, ExitMethod, train_method
 from dynabert.errors import SettingError, one_of
 from dynabert.hooks import Hooks
-from dynabert.statistics import ROW_METRICS, Difference, Resampled, holm, mean_difference, p_value, resampled_difference
-from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, check_settings
+from dynabert.statistics import (
+    ROW_METRICS,
+    Difference,
+    Resampled,
+    averaged,
+    holm,
+    mean_difference,
+    p_value,
+    resampled_difference,
+)
+from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, check_settings, tuned
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
 
@@ -45,7 +55,7 @@ class Standing:
     flops: float
     difference: Difference | None
     p_holm: float | None
-    time: tuple[float, float] | None
+    time: tuple[float, float]
     lr: float | None
     n_steps: int
 
@@ -87,7 +97,7 @@ class Comparison:
         for row in self.standings:
             better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
             p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
-            times = ("", "") if row.time is None else (f"{row.time[0]:.0%}", f"{row.time[1]:.0%}")
+            times = (f"{row.time[0]:.0%}", f"{row.time[1]:.0%}")
             cells = (f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *times, str(row.n_steps))
             table.add_row(f"{row.share:.0%}", row.method, _brief(row.point), *cells)
         return plain_text(table)
@@ -112,25 +122,23 @@ class _TaskComparison:
     def __init__(self, study: Study, methods: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
         self.study, self.methods = study, (OURS, *methods)
         self.rates = tuple(rates) or (study.plan.recipe.stages[-1].lr,)
-        self.seeds = tuple(range(study.plan.training.seed, study.plan.training.seed + n_seeds))
-        self.elastic = study.network()
-        self.full_flops = encoder_flops(self.elastic.shape, self.elastic.slices(Subnet()))
+        self.seeds = study.seeds(n_seeds)
+        self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
         self.trials: dict[str, list[Trial]] = {}
         self.lrs: dict[str, float] = {}
 
     def train(self) -> None:
         """Tune every method with the first seed, then train it with all."""
         for method in self.methods:
-            scores = {lr: self._selected(self.trained(method, lr, self.seeds[0])) for lr in self.rates}
-            self.lrs[method] = max(scores, key=scores.__getitem__)
-            self.trials[method] = [self.trained(method, self.lrs[method], seed) for seed in self.seeds]
+            trained = partial(self.trained, method)
+            self.lrs[method], self.trials[method] = tuned(trained, self.rates, self.seeds, score=self._selected)
 
     def trained(self, method: str, lr: float, seed: int) -> Trial:
         """One method at one rate and seed, at the training cost of the run."""
-        study, budget = self.study, self.study.budget_flops(self.elastic)
+        study, budget = self.study, self.study.budget_flops
         name = f"{method}-lr{lr:g}"
         if method == OURS:
-            recipe = study.at_budget(study.plan.recipe.adjusted(lr=lr), self.elastic)
+            recipe = study.at_budget(study.plan.recipe.adjusted(lr=lr))
             return study.trained(name, replace(study.plan, recipe=recipe), seed=seed)
 
         def make() -> Trial:
@@ -206,7 +214,7 @@ class _TaskComparison:
 
     def summary(self, standings: tuple[Standing, ...]) -> Comparison:
         """The comparison of this task alone."""
-        task, flops = self.study.task, self.study.budget_flops(self.elastic)
+        task, flops = self.study.task, self.study.budget_flops
         sweeps = {method: runs[0].sweep for method, runs in self.trials.items()}
         return Comparison(task.name, task.primary_metric, self.full(), self.seeds, flops, standings, sweeps)
 
@@ -262,9 +270,10 @@ def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:
         standing = _mean([row.standing for row in rows])
         resampled = [row.resampled for row in rows if row.resampled is not None]
         if len(resampled) == len(rows):
-            difference = mean_difference(resampled)
+            mean = averaged(resampled)
+            difference = mean_difference([mean])
             standing = replace(standing, difference=Difference(*(100 * value for value in difference)))
-            p_values[len(merged)] = p_value(np.mean([found.values for found in resampled], axis=0))
+            p_values[len(merged)] = p_value(mean.values)
         merged.append(standing)
     for number, p in zip(p_values, holm(list(p_values.values())), strict=True):
         merged[number] = replace(merged[number], p_holm=p)
@@ -276,7 +285,7 @@ def _mean(rows: Sequence[Standing]) -> Standing:
     first = rows[0]
     if len(rows) == 1:
         return first
-    times = [row.time for row in rows if row.time is not None]
+    times = [row.time for row in rows]
     return replace(
         first,
         point=first.point if len({row.point for row in rows}) == 1 else "by task",

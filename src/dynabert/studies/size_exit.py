@@ -19,7 +19,6 @@ from dynabert.errors import SettingError
 from dynabert.exits import NEVER, fastest_agreeing
 from dynabert.hooks import Hooks
 from dynabert.measure import predict
-from dynabert.results import load_result
 from dynabert.statistics import ROW_METRICS
 from dynabert.studies.trials import Study, relative_times
 from dynabert.subnet import Subnet, encoder_flops
@@ -114,7 +113,8 @@ def exits_of_run(
     if not all(0 < share <= 1 for share in agreements) or not agreements:
         raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
     study = Study(Path(run), budget=budget, hooks=hooks)
-    elastic, seed = load_result(run), study.plan.training.seed
+    elastic, seed = study.elastic, study.plan.training.seed
+    elastic.to(study.device)
     rows = study.rows(seed)
     full_select, full = (predict(elastic.at(Subnet()), part) for part in (rows.select, rows.validation))
     metric, labels = ROW_METRICS[rows.task.primary_metric], study.labels
@@ -127,7 +127,7 @@ def exits_of_run(
             rows.train,
             training=study.plan.training,
             lr=lr,
-            budget_flops=study.budget_flops(elastic),
+            budget_flops=study.budget_flops,
             subnet=subnet,
             hooks=hooks,
         )

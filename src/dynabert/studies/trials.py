@@ -26,17 +26,16 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import atomic_write_bytes, remove_folder, storage_errors, write_json
 from dynabert.hooks import Hooks
-from dynabert.job import Prepared, load_for
+from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import interleaved_ms, labels_of, predict
 from dynabert.plan import Plan
 from dynabert.recipes import Recipe
 from dynabert.results import Saved, load_result
-from dynabert.rewire import rewire, score
 from dynabert.run import train, train_teacher
 from dynabert.statistics import ROW_METRICS
+from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
-from dynabert.tasks import Task
 from dynabert.workload import StepRows, mean_step_flops
 
 if TYPE_CHECKING:
@@ -126,13 +125,20 @@ class Study:
     """
 
     def __init__(self, run: Path, *, budget: float = 1.0, limit: int | None = None, hooks: Hooks | None = None) -> None:
-        load_result(run)  # says what is missing before anything else does
+        self.elastic = load_result(run)
         self.run, self.saved, self.hooks = Path(run), Saved.of(run), hooks or Hooks()
         self.source = self.saved.source if limit is None else replace(self.saved.source, limit=limit)
         self.folder = self.run / STUDIES
-        self.budget = budget
+        self.budget, self.device = budget, pick_device(None)
         self.plan = self.saved.plan
+        self.task, self._roles = self.saved.roles()
+        if limit is not None:
+            _, self._roles = self.source.load()
         self._rows: dict[int, Prepared] = {}
+
+    def seeds(self, n: int) -> tuple[int, ...]:
+        """The run's own seed and the ones after it."""
+        return tuple(range(self.plan.training.seed, self.plan.training.seed + n))
 
     def teacher(self, seed: int) -> Path:
         """The folder of the teacher of a seed; trained as the run trained its own, unless that is the run's seed."""
@@ -146,36 +152,31 @@ class Study:
     def rows(self, seed: int) -> Prepared:
         """The rows of a study, in the order of a seed."""
         if seed not in self._rows:
-            task, roles = self.source.load()
             plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-            self._rows[seed] = Prepared.of(task, roles, load_tokenizer(self.run / "elastic"), plan)
+            self._rows[seed] = Prepared.of(self.task, self._roles, load_tokenizer(self.run / "elastic"), plan)
         return self._rows[seed]
-
-    @property
-    def task(self) -> Task:
-        """The task of the run."""
-        return self.rows(self.plan.training.seed).task
 
     @property
     def labels(self) -> np.ndarray:
         """Labels of the validation rows."""
         return labels_of(self.rows(self.plan.training.seed).validation)
 
-    def cost(self, recipe: Recipe, elastic: ElasticModel) -> float:
+    def cost(self, recipe: Recipe) -> float:
         """Training FLOPs of a recipe on the rows of the study, see `dynabert.baselines.method.Spent`."""
         train, seed = self.rows(self.plan.training.seed).train, self.plan.training.seed
         rows = StepRows.of(train)
         return sum(
-            stage.n_steps(len(train)) * mean_step_flops(stage, elastic, rows, seed=seed) for stage in recipe.stages
+            stage.n_steps(len(train)) * mean_step_flops(stage, self.elastic, rows, seed=seed) for stage in recipe.stages
         )
 
-    def budget_flops(self, elastic: ElasticModel) -> float:
+    @property
+    def budget_flops(self) -> float:
         """Training FLOPs that each training may spend."""
-        return self.budget * self.cost(self.plan.recipe, elastic)
+        return self.budget * self.cost(self.plan.recipe)
 
-    def at_budget(self, recipe: Recipe, elastic: ElasticModel) -> Recipe:
+    def at_budget(self, recipe: Recipe) -> Recipe:
         """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
-        factor = self.budget_flops(elastic) / self.cost(recipe, elastic)
+        factor = self.budget_flops / self.cost(recipe)
         return replace(recipe, stages=tuple(replace(stage, epochs=stage.epochs * factor) for stage in recipe.stages))
 
     def write(self, name: str, result: dict[str, Any]) -> None:
@@ -198,21 +199,23 @@ class Study:
             make().save(path)
         return Trial.load(path)
 
-    def network(self, seed: int | None = None) -> ElasticModel:
-        """The teacher of a seed, rewired: what DynaBERT's recipe starts from."""
-        seed = self.plan.training.seed if seed is None else seed
-        elastic = ElasticModel(load(self.teacher(seed)), self.plan.grid, depth_rule=self.plan.depth_rule)
-        rewire(elastic, score(elastic, self.rows(seed).train, scores=self.plan.recipe.scores))
-        return elastic
+    def network(self, seed: int) -> ElasticModel:
+        """The teacher of a seed."""
+        return self._elastic(load(self.teacher(seed)))
 
     def start(self, seed: int) -> ElasticModel:
         """The encoder that the teacher was fine-tuned from, with a new task head."""
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-        return ElasticModel(load_for(self.task, self.saved.model, plan), plan.grid, depth_rule=plan.depth_rule)
+        return self._elastic(load_for(self.task, self.saved.model, plan))
+
+    def _elastic(self, model: "PreTrainedModel") -> ElasticModel:
+        elastic = ElasticModel(model, self.plan.grid, depth_rule=self.plan.depth_rule)
+        elastic.to(self.device)
+        return elastic
 
     def teacher_logits(self, seed: int) -> np.ndarray:
         """What the teacher of a seed says of the validation rows."""
-        return predict(load(self.teacher(seed)), self.rows(seed).validation)
+        return predict(self.network(seed).at(Subnet()), self.rows(seed).validation)
 
     def trained(self, name: str, plan: Plan, *, seed: int) -> Trial:
         """A training by a plan of its own, from the teacher of a seed.
@@ -225,23 +228,27 @@ class Study:
         return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, plan, seed))
 
     def _train(self, name: str, plan: Plan, seed: int) -> Trial:
-        work = self.folder / "running" / f"{name.replace(' ', '-')}-{seed}"
-        own = replace(self.plan, teacher=None)
-        if plan != own or self.source != self.saved.source:  # else the run has done it
-            train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
-        elastic = load_result(work if work.exists() else self.run)
         n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
-        spent = Spent(self.cost(plan.recipe, elastic), n_steps)
-        trial = self.trial(name, ElasticMethod(name=name, elastic=elastic, spent=spent), seed)
-        if work.exists():
-            remove_folder(work)
+        spent = Spent(self.cost(plan.recipe), n_steps)
+
+        def measured(folder: Path) -> Trial:
+            elastic = load_result(folder)
+            elastic.to(self.device)
+            return self.trial(name, ElasticMethod(name=name, elastic=elastic, spent=spent), seed)
+
+        if plan == replace(self.plan, teacher=None) and self.source == self.saved.source:
+            return measured(self.run)
+        work = self.folder / "running" / f"{name.replace(' ', '-')}-{seed}"
+        train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
+        trial = measured(work)
+        remove_folder(work)
         return trial
 
     def trial(self, name: str, method: Method, seed: int) -> Trial:
         """What is kept of a trained method."""
         rows = self.rows(seed)
         metric, labels = ROW_METRICS[rows.task.primary_metric], labels_of(rows.select)
-        teacher = load(self.teacher(seed)).eval()
+        teacher = self.network(seed).at(Subnet())
         selected = {point: method.predict(point, rows.select) for point in method.points()}
         answers = {point: method.predict(point, rows.validation) for point in method.points()}
         times = relative_times(method, teacher, rows.validation)
@@ -293,6 +300,24 @@ def _sample(batches: Sequence[Batch], *, n: int, size: int) -> list[Batch]:
         last_whole = max(0, len(batches[place]) - size)
         sample.append(batches[place].part(min(row - starts[place], last_whole), size))
     return sample
+
+
+def tuned(
+    train: Callable[[float, int], Trial],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    score: Callable[[Trial], float],
+) -> tuple[float, list[Trial]]:
+    """Choose a learning rate with the first seed, and train with all.
+
+    :param train: gives the trial of a rate and a seed.
+    :param score: of a trial, on the `select` rows; higher is better.
+    :return: the rate, and a trial for each seed.
+    """
+    scores = {lr: score(train(lr, seeds[0])) for lr in rates}
+    best = max(scores, key=scores.__getitem__)
+    return best, [train(best, seed) for seed in seeds]
 
 
 def check_settings(runs: Sequence[object], *, n_seeds: int, budget: float, lrs: Sequence[float]) -> None:
