@@ -17,7 +17,7 @@ from dynabert.recipes import RECIPES, Stage
 from dynabert.run import disk_bytes, train
 from dynabert.sweep import LatencySettings
 
-LATENCY = LatencySettings(seq=8, repeats=3)
+LATENCY = LatencySettings(seq=(8,), repeats=3)
 
 
 @pytest.fixture(scope="module")

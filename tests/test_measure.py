@@ -16,19 +16,19 @@ from dynabert.measure import (
     LatencySettings,
     Measurement,
     Sweep,
-    _random_inputs,
-    interleaved_ms,
     labels_of,
     latencies,
     measure,
     predict,
+    random_inputs,
     selection_score,
 )
 from dynabert.recipes import RECIPES
 from dynabert.subnet import Subnet
 from dynabert.tasks import TASKS, metric_of
+from dynabert.timing import interleaved_ms
 
-QUICK = LatencySettings(seq=16, repeats=2)
+QUICK = LatencySettings(seq=(16,), repeats=2)
 MNLI, STSB = TASKS["mnli"], TASKS["stsb"]
 
 
@@ -241,9 +241,9 @@ def test_calls_take_turns_and_are_warm() -> None:
 def test_latency_leaves_the_network_as_it_is(family: str, dtype: str) -> None:
     elastic = ElasticModel(tiny_model(family))
     before = {name: tensor.clone() for name, tensor in elastic.model.state_dict().items()}
-    settings = LatencySettings(batch=2, seq=8, repeats=1, dtype=dtype)
+    settings = LatencySettings(batch=(2,), seq=(8,), repeats=1, dtype=dtype)
     times = latencies(elastic, [Subnet(), Subnet(0.5, 0.5)], settings=settings)
-    assert list(times) == [Subnet(), Subnet(0.5, 0.5)] and all(time > 0 for time in times.values())
+    assert list(times) == [Subnet(), Subnet(0.5, 0.5)] and all(timing.median_ms > 0 for (timing,) in times.values())
     after = elastic.model.state_dict()
     assert all(
         torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
@@ -253,20 +253,25 @@ def test_latency_leaves_the_network_as_it_is(family: str, dtype: str) -> None:
 @pytest.mark.parametrize(("family", "longest"), [("bert", 40), ("roberta", 38)])
 def test_latency_takes_the_longest_length_and_refuses_longer(family: str, longest: int) -> None:
     elastic = ElasticModel(tiny_model(family))
-    assert latencies(elastic, [Subnet()], settings=LatencySettings(seq=longest, repeats=1))[Subnet()] > 0
+    assert (
+        latencies(elastic, [Subnet()], settings=LatencySettings(seq=(longest,), repeats=1))[Subnet()][0].median_ms > 0
+    )
     with pytest.raises(SettingError, match=f"{longest + 1} tokens is too long .* takes {longest}; lower seq"):
-        measure(elastic, batches(encoded()), task=MNLI, latency=LatencySettings(seq=longest + 1))
+        measure(elastic, batches(encoded()), task=MNLI, latency=LatencySettings(seq=(longest + 1,)))
 
 
 def test_latency_is_measured_without_padding_tokens() -> None:
-    inputs = _random_inputs(tiny_model("bert"), LatencySettings(batch=40, seq=40))
+    (inputs,) = random_inputs(tiny_model("bert"), LatencySettings(batch=(40,), seq=(40,))).values()
     assert set(inputs["input_ids"].flatten().tolist()) == set(range(VOCAB)) - {PAD_ID}
     assert inputs["attention_mask"].all()
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"seq": 0}, {"repeats": 0}, {"dtype": "fp8"}, {"engine": "abacus"}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch": (0,)}, {"seq": (4, 0)}, {"seq": ()}, {"repeats": 0}, {"dtype": "fp8"}, {"engine": "abacus"}]
+)
 def test_latency_settings_are_checked(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingError, match=str(next(iter(wrong.values())))):
+    (name,) = wrong
+    with pytest.raises(SettingError, match=name):
         LatencySettings(**wrong)
 
 
@@ -357,7 +362,7 @@ def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "sweep.json").read_text())
     assert list(saved) == ["format_version", "context", "rows"]
     nested = [name for name, value in saved["rows"][0].items() if isinstance(value, (dict, list))]
-    assert nested == ["metrics"]
+    assert nested == ["metrics", "timings"]
     assert saved["rows"][0]["n_params"] == sweep.rows[0].cost.n_params
 
 

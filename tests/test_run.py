@@ -306,7 +306,7 @@ def test_padded_heads_load_with_stock_transformers(finished: Path, tmp_path: Pat
 def test_a_finished_run_keeps_its_sweep_and_says_what_was_not_trained(
     job: tuple[Path, Source], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = LatencySettings(batch=1, seq=8, repeats=1)
+    settings = LatencySettings(batch=(1,), seq=(8,), repeats=1)
     first = train(job[0], job[1], tmp_path / "run", plan=small_plan(), latency=settings)
     before = sha256_of(tmp_path / "run" / "sweep.json")
     again = train(job[0], job[1], tmp_path / "run", plan=small_plan(), latency=None)

@@ -227,10 +227,11 @@ class _Trial:
         parts = [Part("sweep", n_predictions, predictions_s / n_predictions, predictions_s, peak())]
         if latency is not None:
             started = time.perf_counter()
-            once_s = sum(latencies(elastic, subnets, settings=replace(latency, repeats=1)).values()) / 1e3
+            once = latencies(elastic, subnets, settings=replace(latency, repeats=1))
+            once_s = sum(timing.median_ms for timings in once.values() for timing in timings) / 1e3
             taken = time.perf_counter() - started + 2 * (latency.repeats - 1) * once_s
-            n_calls = (2 * latency.repeats + 1) * len(subnets)
-            parts.append(Part("sweep: latency", n_calls, once_s / len(subnets), taken, peak()))
+            n_timed = len(subnets) * len(latency.shapes)
+            parts.append(Part("sweep: latency", (2 * latency.repeats + 1) * n_timed, once_s / n_timed, taken, peak()))
         return parts
 
     def _prediction_s(

@@ -4,14 +4,14 @@ The results (`Sweep`, `Measurement`) are plain values from `dynabert.sweep`; the
 """
 
 import platform
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from dynabert.precision import PRECISIONS, TrainingViews
 from dynabert.stack import evaluating
 from dynabert.statistics import ROW_METRICS, bootstrap_interval
 from dynabert.subnet import Subnet, encoder_flops
-from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep
+from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep, Timing
 from dynabert.tasks import Task, metric_of
+from dynabert.timing import Progress, n_cores, nothing, tell, timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,11 +57,6 @@ __all__ = [
     "selection_score",
     "views_of",
 ]
-
-Key = TypeVar("Key")
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on (``"predict"`` or ``"latency"``), how much of it is done, and how much there is."""
 
 DEFAULT_LATENCY = LatencySettings()
 _DTYPES = {name: dtype or torch.float32 for name, dtype in PRECISIONS.items()}
@@ -150,37 +146,59 @@ def measure(
     rows = tuple(batches)
     labels = labels_of(rows)
     if latency is not None:
-        _random_inputs(elastic.model, latency)  # what cannot be measured is said before the predictions are made
+        random_inputs(elastic.model, latency)  # what cannot be measured is said before the predictions are made
     view_of = views_of(elastic, precision)
     compared = predict(view_of(Subnet()), rows, world=world) if reference is None else reference
     reference_metric = main_metric(metric_of(task, labels, compared))
     qualities = []
     for done, subnet in enumerate(chosen):
-        _tell(progress, "predict", done, len(chosen))
+        tell(progress, "predict", done, len(chosen))
         known = reference is None and subnet == Subnet()
         logits = compared if known else predict(view_of(subnet), rows, world=world)
         qualities.append(quality_of(task, labels, logits, compared, reference_metric))
-    _tell(progress, "predict", len(chosen), len(chosen))
+    tell(progress, "predict", len(chosen), len(chosen))
     times = {}
     if latency is not None and world.is_first:
         times = latencies(elastic, chosen, settings=latency, progress=progress)
-    context = Context(
-        task=task.name,
-        metric=task.primary_metric,
+    context = context_of(
+        task,
         n_rows=len(labels),
         reference=reference_metric,
         precision=precision,
         latency=latency,
-        machine=machine_of(elastic.model.device),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine_of(elastic.model.device, n_threads=None if latency is None else latency.n_threads),
         fingerprint=fingerprint or fingerprint_of(elastic, chosen, rows),
     )
     return Sweep(
         tuple(
-            _measurement(elastic, subnet, quality, times.get(subnet), context.seq_len)
+            measurement_of(elastic, subnet, quality, cost_of(elastic, subnet, context.seq_len, times.get(subnet, ())))
             for subnet, quality in zip(chosen, qualities, strict=True)
         ),
         context,
+    )
+
+
+def context_of(
+    task: Task,
+    *,
+    n_rows: int,
+    reference: float,
+    precision: str,
+    latency: LatencySettings | None,
+    machine: Machine,
+    fingerprint: str,
+) -> Context:
+    """What the rows of a Sweep that is made now have in common, see `Context`."""
+    return Context(
+        task=task.name,
+        metric=task.primary_metric,
+        n_rows=n_rows,
+        reference=reference,
+        precision=precision,
+        latency=latency,
+        machine=machine,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint=fingerprint,
     )
 
 
@@ -221,7 +239,7 @@ def latencies(
     *,
     settings: LatencySettings = DEFAULT_LATENCY,
     progress: Progress | None = None,
-) -> dict[Subnet, float]:
+) -> dict[Subnet, tuple[Timing, ...]]:
     """How long one call of each Subnet takes on this machine, extracted, with torch's current number of threads.
 
     Random tokens without padding. The Subnets take turns in every repeat, so that a machine that slows down does so for
@@ -232,11 +250,11 @@ def latencies(
     :param subnets: which.
     :param settings: batch, length, data type and number of repeats.
     :param progress: told how far it is.
-    :return: the median in milliseconds, by Subnet.
+    :return: of each Subnet the times at every shape of the settings, in their order.
     :raises SettingError: a length that the model cannot take.
     """
-    inputs = _random_inputs(elastic.model, settings)
-    calls: dict[Subnet, Callable[[], object]] = {}
+    inputs = random_inputs(elastic.model, settings)
+    models: dict[Subnet, PreTrainedModel] = {}
     shared: nn.Module | None = None
     for subnet in subnets:
         small = elastic.extract(subnet).eval()
@@ -244,42 +262,31 @@ def latencies(
         if shared is None:
             shared = small.get_input_embeddings()
         small.set_input_embeddings(shared)
-        calls[subnet] = partial(small, **inputs)
-    finish = torch.cuda.synchronize if elastic.model.device.type == "cuda" else _nothing
-    with torch.inference_mode():
-        return interleaved_ms(calls, settings.repeats, finish=finish, progress=progress)
+        models[subnet] = small
+    finish = torch.cuda.synchronize if elastic.model.device.type == "cuda" else nothing
+    with torch.inference_mode(), threads(settings.n_threads):
+        return timings(
+            {subnet: partial(_call, small) for subnet, small in models.items()},
+            inputs,
+            repeats=settings.repeats,
+            finish=finish,
+            progress=progress,
+        )
 
 
-def interleaved_ms(
-    calls: Mapping[Key, Callable[[], object]],
-    repeats: int,
-    *,
-    finish: Callable[[], None],
-    clock: Callable[[], float] = time.perf_counter,
-    progress: Progress | None = None,
-) -> dict[Key, float]:
-    """The median time of each call, in milliseconds; they take turns in every repeat.
+def _call(model: "PreTrainedModel", inputs: Mapping[str, torch.Tensor]) -> None:
+    model(**inputs)
 
-    :param calls: what to time.
-    :param repeats: timed calls of each; an untimed one goes before each of them, and one round before all.
-    :param finish: waits until what a call started is done.
-    :param clock: seconds.
-    :param progress: told how far it is.
-    """
-    for call in calls.values():
-        call()
-    times: dict[Key, list[float]] = {key: [] for key in calls}
-    for repeat in range(repeats):
-        _tell(progress, "latency", repeat, repeats)
-        for key, call in calls.items():
-            call()
-            finish()
-            start = clock()
-            call()
-            finish()
-            times[key].append(clock() - start)
-    _tell(progress, "latency", repeats, repeats)
-    return {key: 1e3 * float(np.median(taken)) for key, taken in times.items()}
+
+@contextmanager
+def threads(n: int | None) -> Iterator[None]:
+    """Have PyTorch compute with so many threads meanwhile; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_length(model: "PreTrainedModel", settings: LatencySettings) -> None:
@@ -288,21 +295,32 @@ def check_length(model: "PreTrainedModel", settings: LatencySettings) -> None:
     :raises SettingError: it has fewer.
     """
     longest = longest_input(model)
-    if settings.seq > longest:
+    if max(settings.seq) > longest:
         raise SettingError(
-            f"latency at {settings.seq} tokens is too long for this model, which takes {longest}; lower seq"
+            f"latency at {max(settings.seq)} tokens is too long for this model, which takes {longest}; lower seq"
         )
 
 
-def _random_inputs(model: "PreTrainedModel", settings: LatencySettings) -> dict[str, torch.Tensor]:
-    """Token ids and attention mask, (batch, seq) each, without the padding token."""
+def random_inputs(
+    model: "PreTrainedModel", settings: LatencySettings
+) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
+    """Token ids and attention mask, (batch, seq) each, without the padding token, for every shape of the settings.
+
+    :raises SettingError: a length that the model cannot take.
+    """
     config = model.config
     check_length(model, settings)
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size - 1, (settings.batch, settings.seq), generator=random)
-    if config.pad_token_id is not None:
-        ids += ids >= config.pad_token_id
-    return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
+    found = {}
+    for batch, seq in settings.shapes:
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, config.vocab_size - 1, (batch, seq), generator=random)
+        if config.pad_token_id is not None:
+            ids += ids >= config.pad_token_id
+        found[batch, seq] = {
+            "input_ids": ids.to(model.device),
+            "attention_mask": torch.ones_like(ids, device=model.device),
+        }
+    return found
 
 
 def quality_of(
@@ -326,21 +344,39 @@ def quality_of(
     return Quality(metrics=metrics, metric_low=low, metric_high=high, kept=kept, agreement=agreement)
 
 
-def _measurement(
-    elastic: ElasticModel, subnet: Subnet, quality: Quality, latency_ms: float | None, seq_len: int
-) -> Measurement:
+def measurement_of(elastic: ElasticModel, subnet: Subnet, quality: Quality, cost: Cost) -> Measurement:
+    """A row of a Sweep.
+
+    :param cost: see `cost_of`.
+    """
     slices = elastic.slices(subnet)
     return Measurement(
         subnet=subnet.name,
         n_layers=len(slices),
         of_layers=elastic.shape.n_layers,
         quality=quality,
-        cost=Cost(
-            n_params=count_params(elastic.at(subnet)),
-            flops=encoder_flops(elastic.shape, slices, seq_len),
-            latency_ms=latency_ms,
-        ),
+        cost=cost,
         loads_with=loads_with(elastic.shape, slices),
+    )
+
+
+def cost_of(
+    elastic: ElasticModel,
+    subnet: Subnet,
+    seq_len: int,
+    timings: tuple[Timing, ...] = (),
+    *,
+    file_bytes: int | None = None,
+    peak_bytes: int | None = None,
+) -> Cost:
+    """What a Subnet costs: parameters and FLOPs counted, the rest as it was measured."""
+    return Cost(
+        n_params=count_params(elastic.at(subnet)),
+        flops=encoder_flops(elastic.shape, elastic.slices(subnet), seq_len),
+        latency_ms=timings[0].median_ms if timings else None,
+        timings=timings,
+        file_bytes=file_bytes,
+        peak_bytes=peak_bytes,
     )
 
 
@@ -359,24 +395,21 @@ def main_metric(metrics: Mapping[str, float]) -> float:
     return next(iter(metrics.values()))
 
 
-def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)
+def machine_of(device: torch.device, *, n_threads: int | None = None, engine: str = "") -> Machine:
+    """This machine, with a device of it.
 
-
-def _nothing() -> None:
-    """On a CPU a call is done when it returns."""
-
-
-def machine_of(device: torch.device) -> Machine:
-    """This machine, with a device of it."""
+    :param n_threads: other ones than PyTorch is set to.
+    :param engine: name and version of what ran the model, where that was not PyTorch alone.
+    """
     return Machine(
         cpu=_cpu_name(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        n_threads=torch.get_num_threads(),
+        n_threads=n_threads or torch.get_num_threads(),
         torch=torch.__version__,
         transformers=transformers.__version__,
         dynabert=version("dynabert"),
+        n_cores=n_cores(),
+        engine=engine,
     )
 
 

@@ -6,49 +6,89 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from io import StringIO
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from dynabert.choice import COSTS, Budget, CostName, choose, front
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.files import StrPath, read_json, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT_VERSION = 1
+__all__ = [
+    "COSTS",
+    "ENGINE_DTYPES",
+    "Context",
+    "Cost",
+    "CostName",
+    "LatencySettings",
+    "Machine",
+    "Measurement",
+    "Quality",
+    "Sweep",
+    "Timing",
+    "plain_text",
+]
 
-CostName = Literal["n_params", "flops", "latency_ms"]
-COSTS: tuple[CostName, ...] = get_args(CostName)
+FORMAT_VERSION = 2
+
+ENGINE_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "torch": ("fp32", "bf16"),
+    "torch-compile": ("fp32", "bf16"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "onnxruntime": ("fp32", "int8", "int8-static"),
+}
+"""What can run a model (`dynabert.engines`), and the types of its products."""
 
 
 @dataclass(frozen=True)
 class LatencySettings:
-    """How latency is measured.
+    """How latency is measured: every batch size at every length.
 
-    :param batch: sequences in one call.
-    :param seq: tokens of each, no padding; FLOPs are counted at this length too.
+    :param batch: sequences in one call; the first is the one that counts where one is needed.
+    :param seq: tokens of each, no padding; FLOPs are counted at the first length too.
     :param repeats: timed calls, of which the median counts.
-    :param dtype: of the weights, ``fp32`` or ``bf16``.
+    :param dtype: of the products, see `ENGINE_DTYPES`.
     :param engine: what runs the model.
+    :param n_threads: of a call; None leaves it at what PyTorch is set to.
     """
 
-    batch: int = 1
-    seq: int = 128
+    batch: tuple[int, ...] = (1,)
+    seq: tuple[int, ...] = (128,)
     repeats: int = 20
     dtype: str = "fp32"
     engine: str = "torch"
+    n_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.seq < 1 or self.repeats < 1:
-            raise SettingError(f"batch {self.batch}, seq {self.seq} and repeats {self.repeats} must be 1 or more")
-        if self.dtype not in ("fp32", "bf16"):
-            raise SettingError(one_of("dtype", self.dtype, ("fp32", "bf16")))
-        if self.engine != "torch":
-            raise SettingError(one_of("engine", self.engine, ("torch",)))
+        counts = (*self.batch, *self.seq, self.repeats, 1 if self.n_threads is None else self.n_threads)
+        if not self.batch or not self.seq or min(counts) < 1:
+            raise SettingError(
+                f"batch {_listed(self.batch)}, seq {_listed(self.seq)}, repeats {self.repeats} and threads must be 1 "
+                f"or more"
+            )
+        if self.engine not in ENGINE_DTYPES:
+            raise SettingError(one_of("engine", self.engine, ENGINE_DTYPES))
+        if self.dtype not in ENGINE_DTYPES[self.engine]:
+            raise SettingError(one_of(f"dtype of {self.engine}", self.dtype, ENGINE_DTYPES[self.engine]))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """All (batch, seq), the one that counts first."""
+        return tuple((batch, seq) for batch in self.batch for seq in self.seq)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers)) or "(none)"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured. `device` is ``cpu`` or the name of the GPU; the last three are versions."""
+    """Where it was measured. `device` is ``cpu`` or the name of the GPU; torch, transformers and dynabert are versions.
+
+    :param n_cores: processors that the process could run on; None where that is not known.
+    :param engine: name and version of what ran the model, where that was not PyTorch alone.
+    """
 
     cpu: str
     device: str
@@ -56,6 +96,17 @@ class Machine:
     torch: str
     transformers: str
     dynabert: str
+    n_cores: int | None = None
+    engine: str = ""
+
+    def differences(self, other: "Machine") -> tuple[str, ...]:
+        """In what it differs from another one, a line for each; versions of dynabert itself do not count."""
+        own, its = asdict(self), asdict(other)
+        return tuple(
+            f"{name} {own[name]} there, {its[name]} here"
+            for name in own
+            if name != "dynabert" and own[name] != its[name]
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +117,7 @@ class Context:
     :param metric: the main metric.
     :param n_rows: rows that were predicted.
     :param reference: main metric of the network that the rows are compared with: the teacher, or the full network.
-    :param precision: of the matrix products in the predictions, ``fp32`` or ``bf16``.
+    :param precision: of the matrix products in the predictions, ``fp32``, ``bf16`` or ``int8``.
     :param latency: settings; None where it was not measured.
     :param date: ISO 8601, UTC.
     :param fingerprint: of what was measured (weights, layers of each Subnet, rows), or as the caller said.
@@ -85,7 +136,7 @@ class Context:
     @property
     def seq_len(self) -> int:
         """Tokens at which FLOPs are counted: those of the latency, or 128."""
-        return 128 if self.latency is None else self.latency.seq
+        return 128 if self.latency is None else self.latency.seq[0]
 
 
 @dataclass(frozen=True)
@@ -108,17 +159,42 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long one call took.
+
+    :param batch: sequences in it.
+    :param seq: tokens of each.
+    :param median_ms: of the repeats, in milliseconds.
+    :param p95_ms: their 95th percentile.
+    :param spread: interquartile range as a share of the median.
+    """
+
+    batch: int
+    seq: int
+    median_ms: float
+    p95_ms: float
+    spread: float
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a Subnet costs.
 
     :param n_params: all parameters, embeddings and task head included.
     :param flops: of the encoder for one sequence of `Context.seq_len` tokens, see `dynabert.subnet.encoder_flops`.
     :param latency_ms: median time of one call on `Context.machine`; None where it was not measured.
+    :param timings: of every batch size at every length, the one of `latency_ms` first.
+    :param file_bytes: of the files that the engine reads; None where nothing was exported.
+    :param peak_bytes: most resident memory of a process that has the engine run it at the largest of the shapes, above
+        the same process before the model is there.
     """
 
     n_params: int
     flops: int
     latency_ms: float | None = None
+    timings: tuple[Timing, ...] = ()
+    file_bytes: int | None = None
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,18 +244,36 @@ class Sweep:
         """The rows that nothing dominates, in their order: no other row is better in one and no worse in the other.
 
         :param cost: what is weighed against the main metric.
-        :raises SettingError: an unknown cost, or a latency that was not measured.
+        :raises SettingError: an unknown cost, or one that was not measured.
         """
-        points = [(row, -row.metric, self._cost(row, cost)) for row in self.rows]
-        kept = [
-            row
-            for row, loss, price in points
-            if not any(
-                other_loss <= loss and other_price <= price and (other_loss, other_price) != (loss, price)
-                for _, other_loss, other_price in points
+        return replace(self, rows=front(self, cost))
+
+    def at(self, *, batch: int | None = None, seq: int | None = None) -> "Sweep":
+        """The same with the latency of another measured shape as the one that counts.
+
+        :param batch: sequences in a call; by default the first that was measured.
+        :param seq: tokens of each; likewise.
+        :raises SettingError: a shape that was not measured.
+        """
+        latency = self.context.latency
+        if latency is None:
+            raise SettingError("this Sweep has no latency; measure again with it")
+        wanted = (latency.batch[0] if batch is None else batch, latency.seq[0] if seq is None else seq)
+        if wanted == latency.shapes[0]:
+            return self
+        if wanted not in latency.shapes:
+            raise SettingError(
+                f"latency of {wanted[0]} x {wanted[1]} tokens was not measured, but of batch {_listed(latency.batch)} "
+                f"at seq {_listed(latency.seq)}; measure again with --batch {wanted[0]} --seq {wanted[1]}"
             )
-        ]
-        return replace(self, rows=tuple(kept))
+        place = latency.shapes.index(wanted)
+        settings = replace(latency, batch=wanted[:1], seq=wanted[1:])
+        rows = tuple(
+            replace(row, cost=replace(row.cost, latency_ms=timing.median_ms, timings=(timing,)))
+            for row in self.rows
+            for timing in (row.cost.timings[place],)
+        )
+        return Sweep(rows, replace(self.context, latency=settings))
 
     def pick(
         self,
@@ -187,66 +281,32 @@ class Sweep:
         max_params: float | None = None,
         max_flops: float | None = None,
         max_latency_ms: float | None = None,
+        min_throughput: float | None = None,
+        max_file_bytes: float | None = None,
+        max_peak_bytes: float | None = None,
         min_metric: float | None = None,
+        must_load: str | None = None,
     ) -> Measurement:
         """The best Subnet within some limits: the highest main metric, and the cheapest where several have it.
 
-        With `min_metric` alone it is the cheapest Subnet that reaches it.
+        With `min_metric` and no limit of a cost it is the cheapest Subnet that reaches it. For the parameters see
+        `dynabert.choice.Budget`; latency and throughput are those of the first measured shape, or of `at`.
 
-        :param max_params: parameters at most.
-        :param max_flops: FLOPs at most, at `Context.seq_len` tokens.
-        :param max_latency_ms: latency at most, in milliseconds.
-        :param min_metric: main metric at least, in its own unit (0.9, not 90).
-        :raises SettingError: nothing fits, or a latency that was not measured; the message names the nearest row.
+        :raises SettingError: nothing fits, or a cost that was not measured; the message names the nearest row.
         """
-        given = {"n_params": max_params, "flops": max_flops, "latency_ms": max_latency_ms}
-        limits = {name: limit for name in COSTS if (limit := given[name]) is not None}
-        excesses = [self._excess(row, limits, min_metric) for row in self.rows]
-        fitting = [row for row, excess in zip(self.rows, excesses, strict=True) if not excess]
-        if not fitting:
-            nearest = min(range(len(self.rows)), key=lambda i: sum(excesses[i].values()))
-            raise SettingError(self._nothing_fits(self.rows[nearest], excesses[nearest], limits, min_metric))
-        by_cost = [name for name in (*limits, *reversed(COSTS)) if name in limits or self._has(name)]
-
-        def rank(row: Measurement) -> tuple[float, ...]:
-            prices = tuple(self._cost(row, name) for name in by_cost)
-            return prices if min_metric is not None and not limits else (-row.metric, *prices)
-
-        return min(fitting, key=rank)
-
-    def _has(self, cost: CostName) -> bool:
-        return all(getattr(row.cost, cost) is not None for row in self.rows)
-
-    def _cost(self, row: Measurement, cost: CostName) -> float:
-        if cost not in COSTS:
-            raise SettingError(one_of("cost", cost, COSTS))
-        if not self._has(cost):
-            raise SettingError(f"this Sweep has no {cost}; measure again with latency, or limit n_params or flops")
-        return float(getattr(row.cost, cost))
-
-    def _excess(self, row: Measurement, limits: Mapping[CostName, float], min_metric: float | None) -> dict[str, float]:
-        """By how much of each limit a row is outside it; empty where it fits."""
-        over = {name: self._cost(row, name) - limit for name, limit in limits.items()}
-        scale = {name: abs(limit) or 1.0 for name, limit in limits.items()}
-        found = {_LIMITS[name]: over[name] / scale[name] for name in limits if not over[name] <= 0}
-        if min_metric is not None and not row.metric >= min_metric:
-            found["min_metric"] = (min_metric - row.metric) / (abs(min_metric) or 1.0)
-        return found
-
-    def _nothing_fits(
-        self,
-        nearest: Measurement,
-        excess: Mapping[str, float],
-        limits: Mapping[CostName, float],
-        min_metric: float | None,
-    ) -> str:
-        asked = {_LIMITS[name]: limit for name, limit in limits.items()}
-        has = {_LIMITS[name]: self._cost(nearest, name) for name in limits}
-        if min_metric is not None:
-            asked["min_metric"], has["min_metric"] = min_metric, nearest.metric
-        wanted = " and ".join(f"{name} {_plain(limit)}" for name, limit in asked.items())
-        relaxed = " and ".join(f"{name} to {_rounded(name, has[name])}" for name in excess)
-        return f"no Subnet fits {wanted}; the nearest is {nearest.subnet}: set {relaxed} for it"
+        return choose(
+            self,
+            Budget(
+                max_params=max_params,
+                max_flops=max_flops,
+                max_latency_ms=max_latency_ms,
+                min_throughput=min_throughput,
+                max_file_bytes=max_file_bytes,
+                max_peak_bytes=max_peak_bytes,
+                min_metric=min_metric,
+                must_load=must_load,
+            ),
+        )
 
     def to_json(self, path: StrPath) -> None:
         """Write to a JSON file, atomically.
@@ -280,14 +340,16 @@ class Sweep:
             raise ModelFileError(f"{what} has format {version}, newer than {FORMAT_VERSION}: update dynabert")
         try:
             _check_keys(saved, {"format_version", "context", "rows"}, "the file")
-            if version != FORMAT_VERSION or not isinstance(saved["rows"], list):
+            if version not in (1, FORMAT_VERSION) or not isinstance(saved["rows"], list):
                 raise TypeError("no format_version and list of rows")
+            if version == 1:
+                saved = _of_version_2(saved)
             context = Context(**_fields(_hints(Context), saved["context"], "context"))
             rows = tuple(_parse_row(row, i) for i, row in enumerate(saved["rows"]))
             if any(next(iter(row.quality.metrics), None) != context.metric for row in rows):
                 raise TypeError(f"a row whose main metric is not {context.metric}")
             return cls(rows, context)
-        except (TypeError, SettingError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise ModelFileError(f"{what} is not a Sweep ({error}); measure again") from error
 
     def to_table(self) -> "Table":
@@ -299,7 +361,8 @@ class Sweep:
         title = f"{context.task}: {context.metric} on {context.n_rows} rows, reference {context.reference:.4f}"
         caption = f"FLOPs at {context.seq_len} tokens; {machine.cpu}, torch {machine.torch}"
         if latency is not None:
-            caption += f"; latency: {latency.engine} {latency.dtype}, {latency.batch} x {latency.seq} tokens"
+            caption += f"; latency: {machine.engine or latency.engine} {latency.dtype}, "
+            caption += f"{latency.batch[0]} x {latency.seq[0]} tokens"
             caption += f", {machine.n_threads} threads, median of {latency.repeats}"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("Subnet")
@@ -323,21 +386,6 @@ def plain_text(table: "Table") -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get()
-
-
-_LIMITS: dict[CostName, str] = {"n_params": "max_params", "flops": "max_flops", "latency_ms": "max_latency_ms"}
-
-
-def _plain(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
-
-
-def _rounded(limit: str, value: float) -> str:
-    """A value rounded to where the row that has it still fits: a cost up, a metric down."""
-    if float(value).is_integer():
-        return f"{value:.0f}"
-    toward = math.floor if limit == "min_metric" else math.ceil
-    return f"{toward(value * 1e4) / 1e4:.4f}"
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:
@@ -378,6 +426,10 @@ def _value(saved: Any, kind: Any, what: str) -> Any:  # noqa: ANN401 (a value of
         kind = get_args(kind)[0]
     if hasattr(kind, "__dataclass_fields__"):
         return kind(**_fields(_hints(kind), saved, what))
+    if get_origin(kind) is tuple:
+        if not isinstance(saved, (list, tuple)):
+            raise TypeError(f"{what} is not a list")
+        return tuple(_value(item, get_args(kind)[0], f"{what}[{place}]") for place, item in enumerate(saved))
     if get_origin(kind) is dict:
         if not isinstance(saved, dict) or not saved:
             raise TypeError(f"{what} is not a table of numbers")
@@ -387,6 +439,17 @@ def _value(saved: Any, kind: Any, what: str) -> Any:  # noqa: ANN401 (a value of
     if type(saved) is not kind or (kind is float and not math.isfinite(saved)):
         raise TypeError(f"{what} is not of type {kind.__name__}")
     return saved
+
+
+def _of_version_2(saved: dict[str, Any]) -> dict[str, Any]:
+    """What the first version said, in the words of this one."""
+    context, rows = dict(saved["context"]), [dict(row) for row in saved["rows"]]
+    context["machine"] = {**context["machine"], "n_cores": None, "engine": ""}
+    if (latency := context["latency"]) is not None:
+        lists = {name: [latency[name]] for name in ("batch", "seq")}
+        context["latency"] = {**latency, **lists, "n_threads": None}
+    added: dict[str, Any] = {"timings": [], "file_bytes": None, "peak_bytes": None}
+    return {**saved, "context": context, "rows": [{**row, **added} for row in rows]}
 
 
 def _check_keys(saved: Any, names: set[str], what: str) -> None:  # noqa: ANN401 (whatever the file holds)

@@ -16,7 +16,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained and measured run folder; tests add to it nothing but what a report keeps there."""
     encoder, source = write_job(tmp_path_factory.mktemp("job"))
     run = encoder.parent / "run"
-    train(encoder, source, run, plan=small_plan(), latency=LatencySettings(seq=16, repeats=3))
+    train(encoder, source, run, plan=small_plan(), latency=LatencySettings(seq=(16,), repeats=3))
     write_comparison(run, beside(load_sweep(run)))
     write_ablation(run)
     return run

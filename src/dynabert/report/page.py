@@ -148,8 +148,8 @@ def _facts(contents: Contents) -> Iterable[tuple[str, str]]:
         yield "Machine", f"{machine.cpu}; {machine.device}, {machine.n_threads} threads"
         yield "Versions", f"dynabert {machine.dynabert}, torch {machine.torch}, transformers {machine.transformers}"
         if (latency := context.latency) is not None:
-            sizes = f"batch {latency.batch}, {latency.seq} tokens, median of {latency.repeats}"
-            yield "Latency", f"{latency.engine} {latency.dtype}, {sizes}"
+            sizes = f"batch {latency.batch[0]}, {latency.seq[0]} tokens, median of {latency.repeats}"
+            yield "Latency", f"{machine.engine or latency.engine} {latency.dtype}, {sizes}"
         yield "Fingerprint", context.fingerprint
     if "model" in settings:
         yield "Encoder", str(settings["model"])

@@ -28,7 +28,7 @@ from dynabert.files import atomic_write_bytes, remove_folder, storage_errors, wr
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import load, load_tokenizer
-from dynabert.measure import interleaved_ms, labels_of, predict
+from dynabert.measure import labels_of, predict
 from dynabert.plan import Plan
 from dynabert.recipes import Recipe
 from dynabert.results import Saved, load_result
@@ -36,6 +36,7 @@ from dynabert.run import train, train_teacher
 from dynabert.statistics import ROW_METRICS
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
+from dynabert.timing import interleaved_ms
 from dynabert.workload import StepRows, mean_step_flops
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def relative_times(method: Method, full: "PreTrainedModel", rows: Iterable[Batch
             point: partial(method.answer, point, sample) for point in method.points()
         }
         calls[""] = partial(predict, full, sample)
-        taken = interleaved_ms(calls, _REPEATS, finish=lambda: None)
+        taken = interleaved_ms(calls, _REPEATS)
         for point, found in shares.items():
             found.append(taken[point] / taken[""])
     return {point: (single, together) for point, (single, together) in shares.items()}

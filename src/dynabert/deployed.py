@@ -1,0 +1,134 @@
+"""Measuring Subnets as they are deployed: each written and run by an engine, in int8 where that is asked for.
+
+Metric and agreement are those of the written form, never of the network that it was made from.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from dynabert.batches import Batch, in_row_order
+from dynabert.elastic import ElasticModel
+from dynabert.engines import Engine, Inputs, Session, engine_of
+from dynabert.engines.footprint import footprint
+from dynabert.measure import (
+    context_of,
+    cost_of,
+    fingerprint_of,
+    labels_of,
+    machine_of,
+    main_metric,
+    measurement_of,
+    predict,
+    quality_of,
+    random_inputs,
+)
+from dynabert.subnet import Subnet
+from dynabert.sweep import LatencySettings, Sweep
+from dynabert.tasks import Task, metric_of
+from dynabert.timing import Progress, tell, timings
+
+N_CALIBRATION = 256
+"""Rows whose activations give the ranges of a static int8."""
+
+
+def measure_deployed(
+    elastic: ElasticModel,
+    batches: Iterable[Batch],
+    *,
+    task: Task,
+    settings: LatencySettings,
+    subnets: Iterable[Subnet] | None = None,
+    reference: np.ndarray | None = None,
+    calibration: Iterable[Batch] = (),
+    progress: Progress | None = None,
+) -> Sweep:
+    """Measure Subnets of a network in the form in which an engine runs them on this machine's CPU.
+
+    :param elastic: the network, with the head of the task, on the CPU.
+    :param batches: each row once, with labels.
+    :param settings: engine, dtype, and the shapes at which latency is measured.
+    :param subnets: which; by default the grid.
+    :param reference: logits of the network to compare with, as `dynabert.measure.measure` takes them.
+    :param calibration: rows of training data, see `calibration_of`; a static int8 needs some.
+    :param progress: told how far it is.
+    :return: one row for each Subnet, in their order, with file size and memory.
+    :raises SettingError: an engine that is not installed, or settings that the model cannot take.
+    """
+    engine = engine_of(settings.engine, settings.dtype)
+    chosen, rows = list(elastic.grid if subnets is None else subnets), tuple(batches)
+    labels, inputs = labels_of(rows), random_inputs(elastic.model, settings)
+    compared = predict(elastic.at(Subnet()), rows) if reference is None else reference
+    reference_metric = main_metric(metric_of(task, labels, compared))
+    n_threads = settings.n_threads or torch.get_num_threads()
+    ranges = calibration_of(calibration) if settings.dtype.startswith("int8") else ()
+    sessions: dict[Subnet, Session] = {}
+    qualities, sizes = [], []
+    with TemporaryDirectory(prefix="dynabert-") as scratch:
+        for done, subnet in enumerate(chosen):
+            tell(progress, "predict", done, len(chosen))
+            folder = Path(scratch) / str(done)
+            folder.mkdir()
+            write_subnet(engine, elastic, subnet, folder, dtype=settings.dtype, calibration=ranges)
+            sessions[subnet] = engine.open(folder, dtype=settings.dtype, n_threads=n_threads)
+            qualities.append(quality_of(task, labels, answers(sessions[subnet], rows), compared, reference_metric))
+            largest = max(settings.shapes, key=lambda shape: shape[0] * shape[1])
+            peak = footprint(folder, engine=settings.engine, dtype=settings.dtype, n_threads=n_threads, shape=largest)
+            sizes.append((n_bytes(folder), peak))
+        tell(progress, "predict", len(chosen), len(chosen))
+        arrays = {shape: {name: rows.numpy() for name, rows in given.items()} for shape, given in inputs.items()}
+        times = timings(sessions, arrays, repeats=settings.repeats, progress=progress)
+    context = context_of(
+        task,
+        n_rows=len(labels),
+        reference=reference_metric,
+        precision=settings.dtype,
+        latency=settings,
+        machine=machine_of(elastic.model.device, n_threads=n_threads, engine=f"{settings.engine} {engine.version}"),
+        fingerprint=fingerprint_of(elastic, chosen, rows),
+    )
+    found = []
+    for subnet, quality, (file_bytes, peak_bytes) in zip(chosen, qualities, sizes, strict=True):
+        cost = cost_of(elastic, subnet, context.seq_len, times[subnet], file_bytes=file_bytes, peak_bytes=peak_bytes)
+        found.append(measurement_of(elastic, subnet, quality, cost))
+    return Sweep(tuple(found), context)
+
+
+def write_subnet(
+    engine: Engine,
+    elastic: ElasticModel,
+    subnet: Subnet,
+    folder: Path,
+    *,
+    dtype: str,
+    calibration: Sequence[Inputs] = (),
+    unquantised: Sequence[int] = (),
+) -> None:
+    """Cut a Subnet out and have an engine write it, see `dynabert.engines.Engine.write`."""
+    small = elastic.extract(subnet).eval()
+    engine.write(small, folder, dtype=dtype, calibration=calibration, unquantised=unquantised)
+
+
+def answers(session: Session, batches: Iterable[Batch]) -> np.ndarray:
+    """Logits of some rows by an engine, shape (rows, n_labels), in the order of `dynabert.measure.predict`."""
+    logits, ids = [], []
+    for batch in batches:
+        logits.append(session({name: rows.numpy() for name, rows in batch.inputs.items()}))
+        ids.append(batch.ids.numpy())
+    return in_row_order(logits, ids)
+
+
+def calibration_of(batches: Iterable[Batch], n: int = N_CALIBRATION) -> list[Inputs]:
+    """Rows to calibrate with, one by one at their own lengths, spread over all batches."""
+    rows = [batch.part(place, 1) for batch in batches for place in range(len(batch))]
+    every = max(1, len(rows) // n)
+    return [{name: part.numpy() for name, part in row.inputs.items()} for row in islice(rows[::every], n)]
+
+
+def n_bytes(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

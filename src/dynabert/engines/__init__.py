@@ -1,0 +1,136 @@
+"""What runs a small model where it is deployed: one small protocol, and the table of what speaks it.
+
+An engine writes a model to files of its own form and opens such files as a `Session`, a function from token ids to
+logits. All optional packages are imported by the engine that needs them, at its first use.
+"""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from dynabert.errors import SettingError, one_of
+from dynabert.sweep import ENGINE_DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Inputs = Mapping[str, np.ndarray]
+"""Arrays of int64, shape (batch, seq): input_ids, attention_mask, and token_type_ids where the model has types."""
+
+
+class Session(Protocol):
+    """A model that is ready to run.
+
+    :ivar n_fused: attention layers that the engine computes in one kernel; None where it does not say.
+    """
+
+    n_fused: int | None
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        """Logits in float32, shape (batch, n_labels)."""
+
+
+class Engine(Protocol):
+    """One way to run a model."""
+
+    @property
+    def version(self) -> str:
+        """Of the package that runs the model."""
+
+    def write(
+        self,
+        model: "PreTrainedModel",
+        folder: Path,
+        *,
+        dtype: str,
+        calibration: Sequence[Inputs] = (),
+        unquantised: Sequence[int] = (),
+    ) -> None:
+        """Write a model to a folder in the engine's own form.
+
+        :param model: with a task head, on the CPU, in evaluation mode; a view or a model of its own.
+        :param folder: which exists; the engine's files go there.
+        :param dtype: of the products, one of the engine's in `dynabert.sweep.ENGINE_DTYPES`.
+        :param calibration: inputs whose activations give the ranges of a static int8.
+        :param unquantised: layers, counted among the executed ones, whose products int8 leaves alone.
+        """
+
+    def open(self, folder: Path, *, dtype: str, n_threads: int) -> Session:
+        """Make what `write` wrote ready to run.
+
+        :param dtype: it was written with.
+        :param n_threads: that one call may use.
+        """
+
+
+_MODULES = {
+    "openvino": ("openvino_engine", "OpenvinoEngine"),
+    "onnxruntime": ("onnxruntime_engine", "OnnxruntimeEngine"),
+    "torch": ("torch_engine", "TorchEngine"),
+    "torch-compile": ("torch_engine", "CompiledTorchEngine"),
+}
+
+
+def engine_of(name: str, dtype: str) -> Engine:
+    """The engine of a name.
+
+    :param name: a key of `dynabert.sweep.ENGINE_DTYPES`.
+    :param dtype: that it must have.
+    :raises SettingError: an unknown name, a dtype that it does not have, or a package that is not installed.
+    """
+    if name not in _MODULES:
+        raise SettingError(one_of("engine", name, _MODULES))
+    if dtype not in ENGINE_DTYPES[name]:
+        raise SettingError(one_of(f"dtype of {name}", dtype, ENGINE_DTYPES[name]))
+    module, cls = _MODULES[name]
+    try:
+        engine: Engine = getattr(importlib.import_module(f"dynabert.engines.{module}"), cls)()
+    except ImportError as error:
+        raise SettingError(f"engine {name} needs {error.name}; run: pip install 'dynabert[{name}]'") from error
+    return engine
+
+
+def input_names(model: "PreTrainedModel") -> tuple[str, ...]:
+    """What a model is called with: types of tokens only where there is more than one."""
+    types = ("token_type_ids",) if getattr(model.config, "type_vocab_size", 1) > 1 else ()
+    return ("input_ids", "attention_mask", *types)
+
+
+def example_inputs(model: "PreTrainedModel") -> dict[str, np.ndarray]:
+    """Two rows of some tokens to trace a model with, one of them padded."""
+    ids = np.arange(3, 35, dtype=np.int64).reshape(2, 16)
+    mask = np.ones_like(ids)
+    mask[1, 9:] = 0
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {name: given[name] for name in input_names(model)}
+
+
+def completed(inputs: Inputs, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The inputs of some names, with zeros for types of tokens that are not given."""
+    ids = inputs["input_ids"]
+    return {name: inputs[name] if name in inputs else np.zeros_like(ids) for name in names}
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without the warnings and notes of exporters: of branches that an encoder does not take, of calls of their own.
+
+    :param loggers: names of those that speak only of errors meanwhile.
+    """
+    noisy = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
