@@ -369,7 +369,7 @@ def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format_version",), 2, "newer than 1: update dynabert"),
+        (("format_version",), 3, "newer than 2: update dynabert"),
         (("format_version",), "1", "format_version"),
         (("extra",), 1, "extra"),
         (("rows",), [], "at least one row"),
@@ -383,7 +383,7 @@ def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
         (("rows", 0, "metrics"), {}, "metrics is not a table of numbers"),
         (("rows", 0, "metrics"), {"f1": 0.5}, "main metric is not accuracy"),
         (("context", "machine"), None, "context: machine is not a table"),
-        (("context", "latency", "dtype"), "fp8", "unknown dtype 'fp8'"),
+        (("context", "latency", "dtype"), "fp8", "unknown dtype of torch 'fp8'"),
         (("context", "reference"), "0.5", "context: reference is not of type float"),
     ],
 )

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 from dynabert.errors import SettingError, one_of
-
-if TYPE_CHECKING:
-    from dynabert.sweep import Measurement, Sweep
+from dynabert.measurement import Measurement
 
 CostName = Literal["n_params", "flops", "latency_ms", "file_bytes", "peak_bytes"]
 COSTS: tuple[CostName, ...] = get_args(CostName)
@@ -68,9 +66,9 @@ class Budget:
         return {cost: bound for cost, option in _LIMITS.items() if (bound := getattr(self, option)) is not None}
 
 
-def front(sweep: "Sweep", cost: CostName) -> "tuple[Measurement, ...]":
+def front(rows: Sequence[Measurement], cost: CostName) -> tuple[Measurement, ...]:
     """The rows that no other row beats: better in metric or cost and no worse in the other."""
-    points = [(row, -row.metric, cost_of(sweep, row, cost)) for row in sweep.rows]
+    points = [(row, -row.metric, _cost(rows, row, cost)) for row in rows]
     return tuple(
         row
         for row, loss, price in points
@@ -81,91 +79,89 @@ def front(sweep: "Sweep", cost: CostName) -> "tuple[Measurement, ...]":
     )
 
 
-def choose(sweep: "Sweep", budget: Budget) -> "Measurement":
+def choose(rows: Sequence[Measurement], budget: Budget, *, batch: int = 1) -> Measurement:
     """The row with the highest metric within a budget, the cheapest where several have it.
 
+    :param batch: sequences in the call of which the latency is, for the throughput.
     :raises SettingError: nothing fits, or a cost that was not measured; the message names the nearest row.
     """
-    excesses = [_excess(sweep, row, budget) for row in sweep.rows]
-    fitting = [row for row, excess in zip(sweep.rows, excesses, strict=True) if not excess]
+    has = [_values(rows, row, budget, batch) for row in rows]
+    excesses = [_excess(row, values, budget) for row, values in zip(rows, has, strict=True)]
+    fitting = [row for row, excess in zip(rows, excesses, strict=True) if not excess]
     if not fitting:
-        _nothing_fits(sweep, excesses, budget)
+        totals = [sum(excess.values()) for excess in excesses]
+        nearest = totals.index(min(totals))
+        if totals[nearest] == math.inf:
+            raise SettingError(
+                f"no Subnet of this Sweep loads with {budget.must_load}; sizes that keep all heads do, as "
+                f"h1-n0.5-d0.5: measure some by --subnet, or ask for --must-load dynabert"
+            )
+        _nothing_fits(rows[nearest], has[nearest], excesses[nearest])
     limited = budget.costs
-    by_cost = [*limited, *(cost for cost in _BY_WEIGHT if cost not in limited and _has(sweep.rows, cost))]
+    by_cost = [*limited, *(cost for cost in _BY_WEIGHT if cost not in limited and _has(rows, cost))]
     cheapest = budget.min_metric is not None and not limited and budget.min_throughput is None
 
-    def rank(row: "Measurement") -> tuple[float, ...]:
-        prices = tuple(cost_of(sweep, row, cost) for cost in by_cost)
+    def rank(row: Measurement) -> tuple[float, ...]:
+        prices = tuple(_cost(rows, row, cost) for cost in by_cost)
         return prices if cheapest else (-row.metric, *prices)
 
     return min(fitting, key=rank)
 
 
-def cost_of(sweep: "Sweep", row: "Measurement", cost: CostName) -> float:
-    """One cost of a row.
-
-    :raises SettingError: an unknown one, or one that was not measured of every row.
-    """
+def _cost(rows: Sequence[Measurement], row: Measurement, cost: CostName) -> float:
+    """One cost of a row, which must have been measured of every row."""
     if cost not in COSTS:
         raise SettingError(one_of("cost", cost, COSTS))
-    if not _has(sweep.rows, cost):
+    if not _has(rows, cost):
         how = "with latency" if cost == "latency_ms" else "on an engine, for instance --engine openvino"
         raise SettingError(f"this Sweep has no {cost}; measure again {how}, or limit n_params or flops")
     return float(getattr(row.cost, cost))
 
 
-def _has(rows: "Sequence[Measurement]", cost: CostName) -> bool:
+def _has(rows: Sequence[Measurement], cost: CostName) -> bool:
     return all(getattr(row.cost, cost) is not None for row in rows)
 
 
-def _throughput(sweep: "Sweep", row: "Measurement") -> float:
-    """Inputs in a second."""
-    latency_ms = cost_of(sweep, row, "latency_ms")
-    assert sweep.context.latency is not None
-    return 1e3 * sweep.context.latency.batch[0] / latency_ms
+@dataclass(frozen=True)
+class _Bound:
+    """What a row has of something that is bounded."""
+
+    value: float
+    bound: float
+    is_lower: bool
+
+    @property
+    def excess(self) -> float:
+        """By which share of the bound the value is outside it; 0 where it is not."""
+        over = self.bound - self.value if self.is_lower else self.value - self.bound
+        return 0.0 if over <= 0 else over / (abs(self.bound) or 1.0)
 
 
-def _values(sweep: "Sweep", row: "Measurement", budget: Budget) -> dict[str, tuple[float, float, bool]]:
-    """By option that is given: what the row has, the bound, and whether it is a lower one."""
-    found = {_LIMITS[cost]: (cost_of(sweep, row, cost), bound, False) for cost, bound in budget.costs.items()}
+def _values(rows: Sequence[Measurement], row: Measurement, budget: Budget, batch: int) -> dict[str, _Bound]:
+    """By option that is given: what the row has of it."""
+    found = {
+        _LIMITS[cost]: _Bound(_cost(rows, row, cost), bound, is_lower=False) for cost, bound in budget.costs.items()
+    }
     if budget.min_throughput is not None:
-        found["min_throughput"] = (_throughput(sweep, row), budget.min_throughput, True)
+        each_second = 1e3 * batch / _cost(rows, row, "latency_ms")
+        found["min_throughput"] = _Bound(each_second, budget.min_throughput, is_lower=True)
     if budget.min_metric is not None:
-        found["min_metric"] = (row.metric, budget.min_metric, True)
+        found["min_metric"] = _Bound(row.metric, budget.min_metric, is_lower=True)
     return found
 
 
-def _excess(sweep: "Sweep", row: "Measurement", budget: Budget) -> dict[str, float]:
+def _excess(row: Measurement, values: Mapping[str, _Bound], budget: Budget) -> dict[str, float]:
     """By how much of each bound a row is outside it; empty where it fits."""
-    found = {}
-    for option, (value, bound, is_lower) in _values(sweep, row, budget).items():
-        over = bound - value if is_lower else value - bound
-        if not over <= 0:
-            found[option] = over / (abs(bound) or 1.0)
-    if budget.must_load is not None and not _loads(row, budget.must_load):
+    found = {option: value.excess for option, value in values.items() if value.excess > 0}
+    allowed = () if budget.must_load is None else LOADS[budget.must_load]
+    if allowed and row.loads_with not in allowed:
         found["must_load"] = math.inf
     return found
 
 
-def _loads(row: "Measurement", how: str) -> bool:
-    allowed = LOADS[how]
-    return not allowed or row.loads_with in allowed
-
-
-def _nothing_fits(sweep: "Sweep", excesses: Sequence[Mapping[str, float]], budget: Budget) -> None:
-    totals = [sum(excess.values()) for excess in excesses]
-    if min(totals) == math.inf:
-        raise SettingError(
-            f"no Subnet of this Sweep loads with {budget.must_load}; sizes that keep all heads do, as h1-n0.5-d0.5: "
-            f"measure some by --subnet, or ask for --must-load dynabert"
-        )
-    place = totals.index(min(totals))
-    nearest, excess = sweep.rows[place], excesses[place]
-    values = _values(sweep, nearest, budget)
-    wanted = " and ".join(f"{option} {_plain(bound)}" for option, (_, bound, _) in values.items())
-    relaxed = " and ".join(
-        f"{option} to {_rounded(values[option][0], is_lower=values[option][2])}" for option in excess
-    )
+def _nothing_fits(nearest: Measurement, values: Mapping[str, _Bound], excess: Mapping[str, float]) -> NoReturn:
+    wanted = " and ".join(f"{option} {_plain(value.bound)}" for option, value in values.items())
+    relaxed = " and ".join(f"{option} to {_reached(values[option])}" for option in excess)
     raise SettingError(f"no Subnet fits {wanted}; the nearest is {nearest.subnet}: set {relaxed} for it")
 
 
@@ -173,9 +169,9 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
 
 
-def _rounded(value: float, *, is_lower: bool) -> str:
-    """A value rounded to where the row that has it still fits."""
-    if float(value).is_integer():
-        return f"{value:.0f}"
-    toward = math.floor if is_lower else math.ceil
-    return f"{toward(value * 1e4) / 1e4:.4f}"
+def _reached(bound: _Bound) -> str:
+    """The value of a row, rounded to where the row still fits."""
+    if float(bound.value).is_integer():
+        return f"{bound.value:.0f}"
+    toward = math.floor if bound.is_lower else math.ceil
+    return f"{toward(bound.value * 1e4) / 1e4:.4f}"

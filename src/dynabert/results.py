@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dynabert.data import Roles
+from dynabert.deployed import measure_deployed
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, count_params
+from dynabert.engines import engine_of
 from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.files import read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
 from dynabert.loading import load, load_tokenizer, save_model
-from dynabert.measure import LatencySettings, Progress, check_length, measure, predict
+from dynabert.measure import LatencySettings, Progress, check_length, machine_of, measure, predict
 from dynabert.model_files import CONFIG
 from dynabert.modeling import LOADERS
 from dynabert.plan import Plan, Source, plan_of
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SWEEP_FILE = "sweep.json"
+PLAIN = ("torch", "fp32")
+"""Engine and dtype that a sweep has if nothing else is said."""
+
 IMPORTANCE_FILE = "importance.safetensors"
 
 log = logging.getLogger("dynabert")
@@ -43,7 +50,8 @@ def measure_run(
 
     :param out: the run folder.
     :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
-    :param latency: how latency is measured; None leaves it out.
+    :param latency: how latency is measured; None leaves it out. With an engine or a dtype other than PyTorch in fp32,
+        all that is measured is that of the deployed form, on the CPU, see `dynabert.deployed`.
     :param progress: called with what is being done, how much of it is done, and out of how much.
     :param device: where to compute; by default the GPU if there is one.
     :raises DataError: the rows are not those of the run any more.
@@ -53,13 +61,29 @@ def measure_run(
     if latency is not None:
         check_length(elastic.model, latency)
     prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
-    elastic.to(device)
-    sweep = beside_teacher(
-        load_teacher(out, elastic), elastic, prepared, subnets=subnets, latency=latency, progress=progress
-    )
+    teacher = load_teacher(out, elastic)
+    if latency is None or (latency.engine, latency.dtype) == PLAIN:
+        elastic.to(device)
+        sweep = beside_teacher(teacher, elastic, prepared, subnets=subnets, latency=latency, progress=progress)
+    else:
+        sweep = measure_deployed(
+            elastic,
+            prepared.validation,
+            task=prepared.task,
+            settings=latency,
+            subnets=subnets,
+            reference=predict(teacher.at(Subnet()), prepared.validation),
+            calibration=prepared.select,
+            progress=progress,
+        )
     if subnets is None:
-        sweep.to_json(out / SWEEP_FILE)
+        sweep.to_json(out / sweep_file(*PLAIN if latency is None else (latency.engine, latency.dtype)))
     return sweep
+
+
+def sweep_file(engine: str, dtype: str) -> str:
+    """The name of the file in a run folder that has what was measured with an engine and dtype."""
+    return SWEEP_FILE if (engine, dtype) == PLAIN else f"sweep-{engine}-{dtype}.json"
 
 
 def beside_teacher(
@@ -170,15 +194,19 @@ def load_result(out: str | Path) -> ElasticModel:
     return ElasticModel.from_pretrained(out / "elastic")
 
 
-def load_sweep(out: str | Path) -> Sweep:
+def load_sweep(out: str | Path, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> Sweep:
     """The sweep of a finished run.
 
-    :raises ModelFileError: not a run folder, or one that has not been measured.
+    :param engine: that its rows were run by.
+    :param dtype: of their products.
+    :raises ModelFileError: not a run folder, or one that has not been measured so.
     """
-    if not (Path(out) / SWEEP_FILE).exists():
+    path = Path(out) / sweep_file(engine, dtype)
+    if not path.exists():
         load_result(out)
-        raise ModelFileError(f"{out} has no {SWEEP_FILE} yet; run `dynabert measure {out}`")
-    return Sweep.from_json(Path(out) / SWEEP_FILE)
+        how = "" if (engine, dtype) == PLAIN else f" --engine {engine} --dtype {dtype}"
+        raise ModelFileError(f"{out} has no {path.name} yet; run `dynabert measure {out}{how}`")
+    return Sweep.from_json(path)
 
 
 @dataclass(frozen=True)
@@ -188,6 +216,26 @@ class Extracted:
     folder: Path
     n_params: int
     loads_with: str
+
+
+def check_machine(sweep: Sweep) -> None:
+    """Refuse times and memory that were measured elsewhere.
+
+    :raises SettingError: on another machine, or with other versions.
+    """
+    there = sweep.context.machine
+    device = torch.device("cuda" if there.device != "cpu" and torch.cuda.is_available() else "cpu")
+    latency = sweep.context.latency
+    name = (
+        ""
+        if latency is None or not there.engine
+        else f"{latency.engine} {engine_of(latency.engine, latency.dtype).version}"
+    )
+    here = machine_of(device, n_threads=there.n_threads, engine=name)
+    if differences := there.differences(here):
+        raise SettingError(
+            f"this Sweep was measured elsewhere ({'; '.join(differences)}); measure again, or add --any-machine"
+        )
 
 
 def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:

@@ -9,8 +9,19 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from dynabert.choice import COSTS, Budget, CostName, choose, front
-from dynabert.errors import ModelFileError, SettingError, one_of
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import StrPath, read_json, write_json
+from dynabert.measurement import (
+    ENGINE_DTYPES,
+    Context,
+    Cost,
+    LatencySettings,
+    Machine,
+    Measurement,
+    Quality,
+    Timing,
+    listed,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,199 +42,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
-
-ENGINE_DTYPES: Mapping[str, tuple[str, ...]] = {
-    "torch": ("fp32", "bf16"),
-    "torch-compile": ("fp32", "bf16"),
-    "openvino": ("fp32", "bf16", "int8"),
-    "onnxruntime": ("fp32", "int8", "int8-static"),
-}
-"""What can run a model (`dynabert.engines`), and the types of its products."""
-
-
-@dataclass(frozen=True)
-class LatencySettings:
-    """How latency is measured: every batch size at every length.
-
-    :param batch: sequences in one call; the first is the one that counts where one is needed.
-    :param seq: tokens of each, no padding; FLOPs are counted at the first length too.
-    :param repeats: timed calls, of which the median counts.
-    :param dtype: of the products, see `ENGINE_DTYPES`.
-    :param engine: what runs the model.
-    :param n_threads: of a call; None leaves it at what PyTorch is set to.
-    """
-
-    batch: tuple[int, ...] = (1,)
-    seq: tuple[int, ...] = (128,)
-    repeats: int = 20
-    dtype: str = "fp32"
-    engine: str = "torch"
-    n_threads: int | None = None
-
-    def __post_init__(self) -> None:
-        counts = (*self.batch, *self.seq, self.repeats, 1 if self.n_threads is None else self.n_threads)
-        if not self.batch or not self.seq or min(counts) < 1:
-            raise SettingError(
-                f"batch {_listed(self.batch)}, seq {_listed(self.seq)}, repeats {self.repeats} and threads must be 1 "
-                f"or more"
-            )
-        if self.engine not in ENGINE_DTYPES:
-            raise SettingError(one_of("engine", self.engine, ENGINE_DTYPES))
-        if self.dtype not in ENGINE_DTYPES[self.engine]:
-            raise SettingError(one_of(f"dtype of {self.engine}", self.dtype, ENGINE_DTYPES[self.engine]))
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """All (batch, seq), the one that counts first."""
-        return tuple((batch, seq) for batch in self.batch for seq in self.seq)
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers)) or "(none)"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured. `device` is ``cpu`` or the name of the GPU; torch, transformers and dynabert are versions.
-
-    :param n_cores: processors that the process could run on; None where that is not known.
-    :param engine: name and version of what ran the model, where that was not PyTorch alone.
-    """
-
-    cpu: str
-    device: str
-    n_threads: int
-    torch: str
-    transformers: str
-    dynabert: str
-    n_cores: int | None = None
-    engine: str = ""
-
-    def differences(self, other: "Machine") -> tuple[str, ...]:
-        """In what it differs from another one, a line for each; versions of dynabert itself do not count."""
-        own, its = asdict(self), asdict(other)
-        return tuple(
-            f"{name} {own[name]} there, {its[name]} here"
-            for name in own
-            if name != "dynabert" and own[name] != its[name]
-        )
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all rows of a Sweep have in common.
-
-    :param task: its name.
-    :param metric: the main metric.
-    :param n_rows: rows that were predicted.
-    :param reference: main metric of the network that the rows are compared with: the teacher, or the full network.
-    :param precision: of the matrix products in the predictions, ``fp32``, ``bf16`` or ``int8``.
-    :param latency: settings; None where it was not measured.
-    :param date: ISO 8601, UTC.
-    :param fingerprint: of what was measured (weights, layers of each Subnet, rows), or as the caller said.
-    """
-
-    task: str
-    metric: str
-    n_rows: int
-    reference: float
-    precision: str
-    latency: LatencySettings | None
-    machine: Machine
-    date: str
-    fingerprint: str
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens at which FLOPs are counted: those of the latency, or 128."""
-        return 128 if self.latency is None else self.latency.seq[0]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How good the predictions of a Subnet are.
-
-    :param metrics: the main one first; higher is better.
-    :param metric_low: end of the 95 % bootstrap interval of the main one, over rows.
-    :param metric_high: likewise.
-    :param kept: share of the reference's main metric; None where that is not above 0.
-    :param agreement: share of the rows with the class that the reference network says; of a regression, Pearson's
-        correlation with the scores of the reference network.
-    """
-
-    metrics: dict[str, float]
-    metric_low: float
-    metric_high: float
-    kept: float | None
-    agreement: float
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long one call took.
-
-    :param batch: sequences in it.
-    :param seq: tokens of each.
-    :param median_ms: of the repeats, in milliseconds.
-    :param p95_ms: their 95th percentile.
-    :param spread: interquartile range as a share of the median.
-    """
-
-    batch: int
-    seq: int
-    median_ms: float
-    p95_ms: float
-    spread: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a Subnet costs.
-
-    :param n_params: all parameters, embeddings and task head included.
-    :param flops: of the encoder for one sequence of `Context.seq_len` tokens, see `dynabert.subnet.encoder_flops`.
-    :param latency_ms: median time of one call on `Context.machine`; None where it was not measured.
-    :param timings: of every batch size at every length, the one of `latency_ms` first.
-    :param file_bytes: of the files that the engine reads; None where nothing was exported.
-    :param peak_bytes: most resident memory of a process that has the engine run it at the largest of the shapes, above
-        the same process before the model is there.
-    """
-
-    n_params: int
-    flops: int
-    latency_ms: float | None = None
-    timings: tuple[Timing, ...] = ()
-    file_bytes: int | None = None
-    peak_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One measured Subnet.
-
-    :param subnet: its name; of another method, the name of the operating point.
-    :param n_layers: layers that it really executes; with early exits, the mean over the rows.
-    :param of_layers: layers of the full network.
-    :param loads_with: what can load it once it is extracted.
-    """
-
-    subnet: str
-    n_layers: float
-    of_layers: int
-    quality: Quality
-    cost: Cost
-    loads_with: str
-
-    @property
-    def metric(self) -> float:
-        """The main metric."""
-        return next(iter(self.quality.metrics.values()))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, flat: the fields of quality and cost beside the others."""
-        fields = asdict(self)
-        quality, cost = fields.pop("quality"), fields.pop("cost")
-        return {**fields, **quality, **cost}
 
 
 @dataclass(frozen=True)
@@ -246,7 +64,7 @@ class Sweep:
         :param cost: what is weighed against the main metric.
         :raises SettingError: an unknown cost, or one that was not measured.
         """
-        return replace(self, rows=front(self, cost))
+        return replace(self, rows=front(self.rows, cost))
 
     def at(self, *, batch: int | None = None, seq: int | None = None) -> "Sweep":
         """The same with the latency of another measured shape as the one that counts.
@@ -263,8 +81,8 @@ class Sweep:
             return self
         if wanted not in latency.shapes:
             raise SettingError(
-                f"latency of {wanted[0]} x {wanted[1]} tokens was not measured, but of batch {_listed(latency.batch)} "
-                f"at seq {_listed(latency.seq)}; measure again with --batch {wanted[0]} --seq {wanted[1]}"
+                f"latency of {wanted[0]} x {wanted[1]} tokens was not measured, but of batch {listed(latency.batch)} "
+                f"at seq {listed(latency.seq)}; measure again with --batch {wanted[0]} --seq {wanted[1]}"
             )
         place = latency.shapes.index(wanted)
         settings = replace(latency, batch=wanted[:1], seq=wanted[1:])
@@ -295,7 +113,7 @@ class Sweep:
         :raises SettingError: nothing fits, or a cost that was not measured; the message names the nearest row.
         """
         return choose(
-            self,
+            self.rows,
             Budget(
                 max_params=max_params,
                 max_flops=max_flops,
@@ -306,6 +124,7 @@ class Sweep:
                 min_metric=min_metric,
                 must_load=must_load,
             ),
+            batch=1 if self.context.latency is None else self.context.latency.batch[0],
         )
 
     def to_json(self, path: StrPath) -> None:

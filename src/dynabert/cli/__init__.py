@@ -31,6 +31,7 @@ for verb in (
     sizes.measure,
     sizes.pick,
     sizes.extract,
+    sizes.export,
     sizes.predict,
     sizes.report,
     studying.compare,

@@ -26,6 +26,9 @@ SubnetName = Annotated[
 ]
 Width = Annotated[float | None, typer.Option("--width", help="Share of the heads and neurons, in (0, 1].")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")]
+Engine = Annotated[str, typer.Option(help="What runs it: torch, torch-compile, openvino or onnxruntime.")]
+Dtype = Annotated[str, typer.Option(help="Of its products: fp32, bf16, int8 or int8-static, as the engine has them.")]
+Threads = Annotated[int | None, typer.Option(help="Of a call; by default as many as PyTorch takes.")]
 Depth = Annotated[float | None, typer.Option("--depth", help="Share of the layers, in (0, 1].")]
 
 
@@ -60,6 +63,14 @@ def numbers_of(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise SettingError(f"--{option} {text!r} is not a list of numbers; write it like 1,0.75,0.5") from None
+
+
+def counts_of(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of a comma-separated option."""
+    numbers = numbers_of(option, text)
+    if not all(number.is_integer() for number in numbers):
+        raise SettingError(f"--{option} {text!r} is not a list of whole numbers; write it like 1,8,32")
+    return tuple(int(number) for number in numbers)
 
 
 def lines_of(texts: list[str]) -> Iterator[str]:

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 from dynabert.cli.options import (
     Depth,
     Device,
+    Dtype,
+    Engine,
     Json,
     Run,
     SubnetName,
+    Threads,
     Width,
+    counts_of,
     lines_of,
     print_json,
     print_sweep,
@@ -29,25 +33,30 @@ def measure(
     subnet: SubnetName = None,
     width: Width = None,
     depth: Depth = None,
-    batch: Annotated[int, typer.Option(help="Sequences in one timed call.")] = 1,
-    seq: Annotated[int, typer.Option(help="Tokens of each; FLOPs are counted at this length too.")] = 128,
-    dtype: Annotated[str, typer.Option(help="Of the timed model: fp32 or bf16.")] = "fp32",
-    engine: Annotated[str, typer.Option(help="What runs the timed model: torch.")] = "torch",
+    batch: Annotated[str, typer.Option(help="Sequences in one timed call; several by commas: 1,8,32.")] = "1",
+    seq: Annotated[str, typer.Option(help="Tokens of each; several by commas. FLOPs are at the first length.")] = "128",
+    dtype: Dtype = "fp32",
+    engine: Engine = "torch",
     repeats: Annotated[int, typer.Option(help="Timed calls of each size, interleaved; the median counts.")] = 20,
+    threads: Threads = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure every size of a run on the validation rows: metric, parameters, FLOPs, agreement, latency.
 
-    Without --subnet, --width and --depth the whole grid, and RUN/sweep.json is written anew.
+    With --engine and --dtype it is the deployed form that is measured, its metric, file size and memory included:
+    openvino (fp32, bf16, int8), onnxruntime (fp32, int8, int8-static), torch and torch-compile (fp32, bf16).
+    Without --subnet, --width and --depth the whole grid, and RUN/sweep.json (or RUN/sweep-ENGINE-DTYPE.json) is written
+    anew.
     """
     from dynabert.progress import progress_bars
     from dynabert.results import measure_run
     from dynabert.sweep import LatencySettings
 
     chosen = None if (subnet, width, depth) == (None, None, None) else (subnet_of(subnet, width, depth),)
-    settings = LatencySettings(batch, seq, repeats, dtype, engine) if latency else None
+    shapes = counts_of("batch", batch), counts_of("seq", seq)
+    settings = LatencySettings(*shapes, repeats, dtype, engine, threads) if latency else None
     with progress_bars() as bars:
         sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring, device=device)
     print_sweep(sweep, as_json=as_json)
@@ -58,21 +67,104 @@ def pick(
     max_params: Annotated[float | None, typer.Option(help="Parameters at most, for instance 12e6.")] = None,
     max_flops: Annotated[float | None, typer.Option(help="FLOPs of one sequence at most.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds at most, as the sweep measured.")] = None,
+    min_throughput: Annotated[float | None, typer.Option(help="Sequences in a second at least.")] = None,
+    max_file_mb: Annotated[float | None, typer.Option(help="Megabytes of the exported files at most.")] = None,
+    max_memory_mb: Annotated[float | None, typer.Option(help="Megabytes of memory at most.")] = None,
     min_metric: Annotated[float | None, typer.Option(help="Main metric at least.")] = None,
+    must_load: Annotated[
+        str | None, typer.Option(help="What must load it: transformers (stock), dynabert, onnx or openvino.")
+    ] = None,
+    engine: Engine = "torch",
+    dtype: Dtype = "fp32",
+    batch: Annotated[int | None, typer.Option(help="Batch of the latency that counts; it must be measured.")] = None,
+    seq: Annotated[int | None, typer.Option(help="Likewise its tokens.")] = None,
+    any_machine: Annotated[
+        bool, typer.Option("--any-machine", help="Trust latency and memory measured elsewhere or by other versions.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Choose the best size within a budget, from the measured ones; the cheapest of equally good ones."""
-    from dynabert.results import load_sweep
+    """Choose the best size within a budget, from the measured ones; the cheapest of equally good ones.
 
-    row = load_sweep(run).pick(
-        max_params=max_params, max_flops=max_flops, max_latency_ms=max_latency_ms, min_metric=min_metric
+    With --engine and --dtype from what `dynabert measure` found of that deployed form.
+    """
+    from dynabert.results import check_machine, load_sweep
+
+    sweep = load_sweep(run, engine=engine, dtype=dtype)
+    if batch is not None or seq is not None:
+        sweep = sweep.at(batch=batch, seq=seq)
+    if not any_machine and (max_latency_ms, min_throughput, max_memory_mb) != (None, None, None):
+        check_machine(sweep)
+    row = sweep.pick(
+        max_params=max_params,
+        max_flops=max_flops,
+        max_latency_ms=max_latency_ms,
+        min_throughput=min_throughput,
+        max_file_bytes=None if max_file_mb is None else max_file_mb * 1e6,
+        max_peak_bytes=None if max_memory_mb is None else max_memory_mb * 1e6,
+        min_metric=min_metric,
+        must_load=must_load,
     )
     if as_json:
         print_json(row.to_dict())
-    else:
-        cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {row.cost.flops / 1e9:.2f} GFLOPs"
-        typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
+        return
+    cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {row.cost.flops / 1e9:.2f} GFLOPs"
+    if row.cost.latency_ms is not None:
+        cost += f", {row.cost.latency_ms:.2f} ms"
+    typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
+    if engine == "torch":
         typer.echo(f"cut it out: dynabert extract {run} --subnet {row.subnet} --out small/")
+    else:
+        how = f"--engine {engine} --dtype {dtype}"
+        typer.echo(f"write it: dynabert export {run} --subnet {row.subnet} {how} --out deploy/")
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder of the files; replaced if there is an export in it.")],
+    subnet: SubnetName = None,
+    width: Width = None,
+    depth: Depth = None,
+    engine: Engine = "openvino",
+    dtype: Dtype = "fp32",
+    max_metric_drop: Annotated[
+        float, typer.Option(help="How much of the main metric int8 or bf16 may cost: 0.01 is one point.")
+    ] = 0.01,
+    on_drop: Annotated[str, typer.Option(help="Beyond that: refuse, or fallback to fp32 for some layers.")] = "refuse",
+    batch: Annotated[int, typer.Option(help="Sequences in the timed call.")] = 1,
+    seq: Annotated[int, typer.Option(help="Tokens of each.")] = 128,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Write one size as files for the engine that will run it, and prove on the validation rows that they agree.
+
+    OUT has the engine's files, the tokenizer and export.json: differences from PyTorch, agreement with the full
+    network, size and latency. It appears only if the files are as good as asked for.
+    """
+    from dynabert.export import ExportSettings, export_run
+    from dynabert.progress import progress_bars
+
+    chosen = subnet_of(subnet, width, depth)
+    settings = ExportSettings(engine, dtype, max_metric_drop, on_drop, (batch, seq), threads)  # type: ignore[arg-type]
+    with progress_bars() as bars:
+        made = export_run(run, chosen, out, settings=settings, progress=bars.measuring)
+    if as_json:
+        print_json({**made.to_dict(), "folder": str(out)})
+        return
+    parity, timing = made.parity, made.timing
+    typer.echo(f"{made.subnet}: {made.engine} {made.version} {made.dtype}, {made.file_bytes / 1e6:.1f} MB in {out}")
+    typer.echo(
+        f"metric {parity.metric:.4f} on {parity.n_rows} rows; in PyTorch {parity.torch_metric:.4f}, the full network "
+        f"{parity.full_metric:.4f}"
+    )
+    flips = "" if parity.negative_flips is None else f", wrong where it is right {parity.negative_flips:.1%}"
+    typer.echo(f"agrees with PyTorch {parity.same_size:.1%}, with the full network {parity.agreement:.1%}{flips}")
+    typer.echo(f"largest difference of a logit {parity.max_difference:.2g}")
+    if made.n_fused is not None:
+        typer.echo(f"attention in one kernel: {made.n_fused} of {made.n_layers} layers")
+    if made.unquantised:
+        typer.echo(f"layers left in fp32: {', '.join(map(str, made.unquantised))}")
+    typer.echo(f"{timing.batch} x {timing.seq} tokens: {timing.median_ms:.2f} ms, 95 % within {timing.p95_ms:.2f} ms")
+    typer.echo(f'try it: dynabert predict {out} "some text"')
 
 
 def extract(

@@ -84,7 +84,7 @@ class OnnxruntimeEngine:
                 return
             if not calibration:
                 raise SettingError("int8-static needs calibration rows; give some, a few hundred are enough")
-            quantize_static(prepared, folder / GRAPH, _Rows(calibration, model), quant_format=QuantFormat.QDQ, **common)
+            quantize_static(plain, folder / GRAPH, _Rows(calibration, model), quant_format=QuantFormat.QDQ, **common)
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OnnxruntimeSession:
         """Read and prepare."""
