@@ -1,0 +1,129 @@
+"""Every engine writes and runs a small model; attention is fused; int8 stays near; missing things are named."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_batch, tiny_model
+from transformers import PreTrainedModel
+
+from dynabert.deployed import calibration_of
+from dynabert.elastic import ElasticModel
+from dynabert.engines import Engine, completed, engine_of, input_names
+from dynabert.engines.footprint import footprint
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.subnet import Subnet
+
+ROWS = tiny_batch(seed=3, batch=40, seq=20)
+INPUTS = {name: rows.numpy() for name, rows in ROWS.inputs.items()}
+CALIBRATION = calibration_of([ROWS])
+
+
+@pytest.fixture(scope="module")
+def small() -> PreTrainedModel:
+    return ElasticModel(tiny_model("bert")).extract(Subnet(0.5, 0.5)).eval()
+
+
+@pytest.fixture(scope="module")
+def expected(small: PreTrainedModel) -> np.ndarray:
+    with torch.inference_mode():
+        return small(**ROWS.inputs).logits.numpy()
+
+
+def run(name: str, dtype: str, small: PreTrainedModel, folder: Path, **settings: object) -> np.ndarray:
+    engine: Engine = engine_of(name, dtype)
+    engine.write(small, folder, dtype=dtype, **settings)
+    return engine.open(folder, dtype=dtype, n_threads=1)(INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("torch", "bf16"),
+        ("openvino", "bf16"),
+        ("openvino", "int8"),
+        ("onnxruntime", "int8"),
+        ("onnxruntime", "int8-static"),
+    ],
+)
+def test_low_precision_is_near_but_not_equal(
+    name: str, dtype: str, small: PreTrainedModel, expected: np.ndarray, tmp_path: Path
+) -> None:
+    settings = {"calibration": CALIBRATION} if dtype.startswith("int8") else {}
+    logits = run(name, dtype, small, tmp_path, **settings)
+    error = np.abs(logits - expected).max() / np.ptp(expected)
+    assert 1e-5 < error < 0.15
+    assert (logits.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.8
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("openvino", "int8"), ("onnxruntime", "int8")])
+def test_layers_that_are_left_unquantised_are_exact(
+    name: str, dtype: str, small: PreTrainedModel, expected: np.ndarray, tmp_path: Path
+) -> None:
+    errors = []
+    for unquantised in ((), (0,), (0, 1)):
+        folder = tmp_path / str(len(unquantised))
+        folder.mkdir()
+        logits = run(name, dtype, small, folder, calibration=CALIBRATION, unquantised=unquantised)
+        errors.append(float(np.square(logits - expected).mean()))
+    assert errors[0] > errors[1] > errors[2]  # the head is quantised still
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_attention_of_every_layer_is_one_kernel(name: str, small: PreTrainedModel, tmp_path: Path) -> None:
+    engine = engine_of(name, "fp32")
+    engine.write(small, tmp_path, dtype="fp32")
+    assert engine.open(tmp_path, dtype="fp32", n_threads=1).n_fused == 2
+
+
+def test_eager_attention_is_seen_not_to_be_fused(tmp_path: Path) -> None:
+    engine = engine_of("onnxruntime", "fp32")
+    engine.write(tiny_model("bert", attention="eager", n_layers=1), tmp_path, dtype="fp32")
+    assert engine.open(tmp_path, dtype="fp32", n_threads=1).n_fused == 0
+
+
+@pytest.mark.slow
+def test_compiled_torch_agrees(small: PreTrainedModel, expected: np.ndarray, tmp_path: Path) -> None:
+    np.testing.assert_allclose(run("torch-compile", "fp32", small, tmp_path), expected, atol=1e-4)
+
+
+def test_memory_of_a_process_that_runs_a_file(small: PreTrainedModel, tmp_path: Path) -> None:
+    engine_of("onnxruntime", "fp32").write(small, tmp_path, dtype="fp32")
+    settings = {"engine": "onnxruntime", "dtype": "fp32", "n_threads": 1}
+    assert 10**5 < footprint(tmp_path, shape=(1, 8), **settings) < 10**8
+    with pytest.raises(ModelFileError, match="cannot be run by onnxruntime in a process of its own"):
+        footprint(tmp_path / "nowhere", shape=(1, 8), **settings)
+
+
+def test_types_of_tokens_are_taken_where_there_are_some(small: PreTrainedModel) -> None:
+    assert input_names(small) == ("input_ids", "attention_mask", "token_type_ids")
+    ids = np.ones((2, 3), dtype=np.int64)
+    given = completed({"input_ids": ids, "attention_mask": ids}, input_names(small))
+    assert not given["token_type_ids"].any() and given["token_type_ids"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("abacus", "fp32", "unknown engine 'abacus'; known: openvino, onnxruntime, torch, torch-compile"),
+        ("onnxruntime", "bf16", "unknown dtype of onnxruntime 'bf16'; known: fp32, int8, int8-static"),
+    ],
+)
+def test_unknown_ones_are_refused(name: str, dtype: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        engine_of(name, dtype)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "dynabert.engines.openvino_engine", raising=False)
+    with pytest.raises(SettingError, match=r"engine openvino needs openvino; run: pip install 'dynabert\[openvino\]'"):
+        engine_of("openvino", "fp32")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("openvino", "int8"), ("onnxruntime", "int8-static")])
+def test_static_int8_without_rows_is_refused(name: str, dtype: str, small: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="needs calibration rows"):
+        engine_of(name, dtype).write(small, tmp_path, dtype=dtype)

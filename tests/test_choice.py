@@ -1,0 +1,153 @@
+"""Budgets are answered as trying every row by hand answers them, and what is infeasible names the nearest row."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_studies import made_sweep
+
+from dynabert.errors import SettingError
+from dynabert.measurement import LatencySettings, Measurement, Timing
+from dynabert.sweep import Sweep
+
+SHAPES = ((1, 16), (1, 64), (8, 16), (8, 64))
+
+
+def deployed(seed: int = 0, n: int = 12) -> Sweep:
+    """A sweep of a deployed form whose costs do not fall together."""
+    draw = random.Random(seed)
+    like = made_sweep(latency=True).rows[0]
+    rows = []
+    for place in range(n):
+        timings = tuple(
+            Timing(batch, seq, median_ms=draw.uniform(0.5, 2) * batch * seq / 32, p95_ms=9.0, spread=0.1)
+            for batch, seq in SHAPES
+        )
+        cost = replace(
+            like.cost,
+            n_params=draw.randrange(1, 30) * 10**6,
+            flops=draw.randrange(1, 30) * 10**8,
+            latency_ms=timings[0].median_ms,
+            timings=timings,
+            file_bytes=draw.randrange(1, 30) * 10**6,
+            peak_bytes=draw.randrange(1, 30) * 10**6,
+        )
+        metrics = {"accuracy": draw.randrange(80, 95) / 100}
+        quality = replace(like.quality, metrics=metrics)
+        loads = draw.choice(["transformers", "dynabert or trust_remote_code"])
+        rows.append(replace(like, subnet=f"row{place}", cost=cost, quality=quality, loads_with=loads))
+    latency = LatencySettings(batch=(1, 8), seq=(16, 64), engine="openvino", dtype="int8")
+    return Sweep(tuple(rows), replace(made_sweep().context, latency=latency))
+
+
+SWEEP = deployed()
+QUESTIONS: list[tuple[dict[str, int], dict[str, object]]] = [
+    ({}, {}),
+    ({}, {"max_params": 15e6}),
+    ({}, {"max_flops": 1.5e9}),
+    ({}, {"max_latency_ms": 0.6}),
+    ({"seq": 64}, {"max_latency_ms": 2.0}),
+    ({"batch": 8, "seq": 64}, {"max_latency_ms": 20.0}),
+    ({"batch": 8}, {"min_throughput": 2000.0}),
+    ({}, {"min_throughput": 1000.0, "max_file_bytes": 20e6}),
+    ({}, {"max_file_bytes": 12e6}),
+    ({}, {"max_peak_bytes": 12e6}),
+    ({}, {"min_metric": 0.88}),
+    ({}, {"min_metric": 0.85, "max_params": 20e6}),
+    ({"seq": 64}, {"min_metric": 0.82, "max_latency_ms": 3.0, "must_load": "transformers"}),
+    ({}, {"must_load": "transformers"}),
+    ({}, {"must_load": "onnx", "max_flops": 1e9}),
+    ({}, {"must_load": "openvino", "max_peak_bytes": 20e6, "max_file_bytes": 20e6}),
+    ({}, {"must_load": "dynabert", "max_params": 8e6}),
+    ({}, {"max_params": 5e5}),  # and from here on: nothing fits
+    ({"batch": 8, "seq": 64}, {"max_latency_ms": 1.0, "min_metric": 0.9}),
+    ({}, {"min_throughput": 1e6}),
+    ({}, {"min_metric": 0.99, "must_load": "transformers"}),
+]
+
+
+def fits(row: Measurement, shape: tuple[int, int], budget: dict[str, object]) -> bool:
+    """The meaning of a budget, spelled out."""
+    cost, latency_ms = row.cost, next(t.median_ms for t in row.cost.timings if (t.batch, t.seq) == shape)
+    has = {
+        "max_params": cost.n_params,
+        "max_flops": cost.flops,
+        "max_latency_ms": latency_ms,
+        "max_file_bytes": cost.file_bytes,
+        "max_peak_bytes": cost.peak_bytes,
+        "min_throughput": 1000 * shape[0] / latency_ms,
+        "min_metric": row.metric,
+    }
+    for name, bound in budget.items():
+        if name == "must_load":
+            if bound == "transformers" and row.loads_with != "transformers":
+                return False
+        elif has[name] > bound if name.startswith("max") else has[name] < bound:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("shape", "budget"), QUESTIONS)
+def test_budget_questions_are_answered_as_by_brute_force(shape: dict[str, int], budget: dict[str, object]) -> None:
+    full = (shape.get("batch", 1), shape.get("seq", 16))
+    fitting = [row for row in SWEEP.rows if fits(row, full, budget)]
+    sweep = SWEEP.at(**shape)
+    if not fitting:
+        with pytest.raises(SettingError, match=r"no Subnet fits .* the nearest is row") as caught:
+            sweep.pick(**budget)
+        nearest = next(row for row in SWEEP.rows if f" {row.subnet}: set " in str(caught.value))
+        assert budget.get("must_load") != "transformers" or nearest.loads_with == "transformers"
+        return
+    picked = sweep.pick(**budget)
+    assert picked.subnet in {row.subnet for row in fitting}
+    if set(budget) == {"min_metric"}:
+        assert picked.cost.latency_ms == min(row.cost.latency_ms for row in fitting)
+    else:
+        assert picked.metric == max(row.metric for row in fitting)
+
+
+def test_questions_are_of_both_kinds() -> None:
+    answers = [any(fits(row, (s.get("batch", 1), s.get("seq", 16)), b) for row in SWEEP.rows) for s, b in QUESTIONS]
+    assert len(answers) >= 20 and answers.count(False) == 4
+
+
+@given(seed=st.integers(0, 200), limit=st.floats(0.3, 2.0), metric=st.floats(0.8, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_what_the_message_says_to_set_is_enough(seed: int, limit: float, metric: float) -> None:
+    sweep, budget = deployed(seed, n=4), {"max_latency_ms": limit, "min_metric": metric}
+    try:
+        sweep.pick(**budget)
+    except SettingError as error:
+        for part in str(error).rpartition(": set ")[2].removesuffix(" for it").split(" and "):
+            name, _, value = part.partition(" to ")
+            budget[name] = float(value)
+        sweep.pick(**budget)
+
+
+def test_a_shape_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(SettingError, match="4 x 16 tokens was not measured, but of batch 1, 8 at seq 16, 64"):
+        SWEEP.at(batch=4)
+    with pytest.raises(SettingError, match="has no latency"):
+        made_sweep(latency=False).at(batch=1)
+    at = SWEEP.at(batch=8, seq=64)
+    assert at.context.latency is not None and at.context.latency.shapes == ((8, 64),)
+    assert [row.cost.latency_ms for row in at.rows] == [row.cost.timings[3].median_ms for row in SWEEP.rows]
+
+
+def test_loading_that_no_size_offers_says_which_would() -> None:
+    rows = tuple(replace(row, loads_with="dynabert or trust_remote_code") for row in SWEEP.rows)
+    with pytest.raises(
+        SettingError, match="no Subnet of this Sweep loads with transformers; sizes that keep all heads"
+    ):
+        replace(SWEEP, rows=rows).pick(must_load="transformers")
+    with pytest.raises(SettingError, match="known: transformers, dynabert, onnx, openvino"):
+        SWEEP.pick(must_load="tensorrt")
+    with pytest.raises(SettingError, match="max_params is not a number"):
+        SWEEP.pick(max_params=float("nan"))
+
+
+def test_a_cost_that_was_not_measured_names_what_measures_it() -> None:
+    with pytest.raises(SettingError, match="no file_bytes; measure again on an engine"):
+        made_sweep().pick(max_file_bytes=1e9)
