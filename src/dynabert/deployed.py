@@ -129,6 +129,6 @@ def calibration_of(batches: Iterable[Batch], n: int = N_CALIBRATION) -> list[Inp
     return [{name: part.numpy() for name, part in row.inputs.items()} for row in islice(rows[::every], n)]
 
 
-def n_bytes(folder: Path) -> int:
-    """Bytes of all files of a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def n_bytes(files: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(path.stat().st_size for path in (files, *files.rglob("*")) if path.is_file())

@@ -7,7 +7,7 @@ or bf16 that costs more of the metric than allowed is refused, or keeps its most
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -17,23 +17,25 @@ import torch
 
 from dynabert.batches import Batch
 from dynabert.deployed import answers, calibration_of, n_bytes, write_subnet
-from dynabert.elastic import ElasticModel
-from dynabert.engines import Engine, Inputs, Session, engine_of
+from dynabert.elastic import ElasticModel, longest_input
+from dynabert.engines import Inputs, Session, engine_of
 from dynabert.errors import ModelFileError, SettingError, one_of
+from dynabert.exported import EXPORT_FILE, Exported, ExportIndex, Parity
 from dynabert.files import publish_folder, write_json
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of, main_metric, predict, random_inputs
 from dynabert.results import Saved, load_result
 from dynabert.statistics import ROW_METRICS
 from dynabert.subnet import Subnet
-from dynabert.sweep import LatencySettings, Timing
+from dynabert.sweep import LatencySettings
 from dynabert.tasks import Task, metric_of
 from dynabert.timing import Progress, tell, timings
 
-EXPORT_FILE = "export.json"
-FORMAT_VERSION = 1
 FP32_TOLERANCE = 1e-4
 """Largest difference of a logit between an fp32 file and PyTorch that is taken for rounding."""
+
+SaveTokenizer = Callable[[Path], object]
+"""Writes the files of a tokenizer to a folder."""
 
 OnDrop = Literal["refuse", "fallback"]
 
@@ -74,56 +76,6 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far a file is from PyTorch and fp32, on the validation rows; metrics in their own unit.
-
-    :param max_difference: of a logit, against the same Subnet.
-    :param metric: of the file.
-    :param torch_metric: of the same Subnet in PyTorch.
-    :param full_metric: of the full network in PyTorch.
-    :param same_size: share of the rows with the class that the same Subnet says; of a regression, their correlation.
-    :param agreement: likewise, with the full network.
-    :param negative_flips: share of the rows that the full network has right and the file wrong; None for a regression.
-    """
-
-    n_rows: int
-    max_difference: float
-    metric: float
-    torch_metric: float
-    full_metric: float
-    same_size: float
-    agreement: float
-    negative_flips: float | None
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A file that an engine runs, and what is known of it.
-
-    :param version: of the engine's package.
-    :param unquantised: executed layers that int8 left in fp32.
-    :param n_layers: executed.
-    :param n_fused: attention layers that the engine computes in one kernel; None where it does not say.
-    :param timing: on this machine.
-    """
-
-    subnet: str
-    engine: str
-    version: str
-    dtype: str
-    unquantised: tuple[int, ...]
-    n_layers: int
-    n_fused: int | None
-    file_bytes: int
-    timing: Timing
-    parity: Parity
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
-
-
-@dataclass(frozen=True)
 class Checks:
     """Rows that an export is checked on.
 
@@ -143,7 +95,7 @@ def export(
     *,
     checks: Checks,
     settings: ExportSettings | None = None,
-    save_tokenizer: Callable[[Path], object] | None = None,
+    save_tokenizer: SaveTokenizer | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a Subnet to a folder of files that an engine runs; it appears whole and checked, or not at all.
@@ -156,17 +108,64 @@ def export(
     :raises ModelFileError: the file is further from the network than allowed; nothing is written.
     """
     settings = settings or ExportSettings()
-    engine = engine_of(settings.engine, settings.dtype)
-    making = _Making(elastic, subnet, engine, settings, checks, progress)
+    making = _Making(elastic, subnet, settings, checks, progress)
     with publish_folder(folder) as temporary:
         unquantised = making.write_within_limits(temporary)
-        if save_tokenizer is not None:
-            save_tokenizer(temporary)
-        exported = making.described(temporary, unquantised)
+        exported = making.described(temporary, ".", unquantised)
         making.check(exported)
-        labels = elastic.model.config.id2label
-        write_json(temporary / EXPORT_FILE, {**exported.to_dict(), "id2label": labels})
+        _finish(temporary, elastic, (exported,), save_tokenizer)
     return exported
+
+
+def export_sharing(
+    elastic: ElasticModel,
+    subnets: Sequence[Subnet],
+    folder: str | Path,
+    *,
+    checks: Checks,
+    settings: ExportSettings | None = None,
+    save_tokenizer: SaveTokenizer | None = None,
+    progress: Progress | None = None,
+) -> tuple[Exported, ...]:
+    """Write several Subnets as ONNX graphs in fp32 that share one file of weights; for the parameters see `export`.
+
+    :return: what is known of each, in their order.
+    :raises SettingError: an engine or dtype that cannot share weights, or no Subnets.
+    :raises ModelFileError: a file is further from the network than rounding; nothing is written.
+    """
+    settings = settings or ExportSettings(engine="onnxruntime")
+    if (settings.engine, settings.dtype) != ("onnxruntime", "fp32"):
+        raise SettingError(
+            f"sizes share their weights as onnxruntime fp32 alone, not as {settings.engine} {settings.dtype}; export "
+            f"them one by one, or take --engine onnxruntime --dtype fp32"
+        )
+    if not subnets:
+        raise SettingError("no sizes given; name some, for instance w1-d1,w0.5-d0.75")
+    engine_of(settings.engine, settings.dtype)
+    from dynabert.engines.sharing import write_sharing
+
+    with publish_folder(folder) as temporary:
+        write_sharing({subnet.name: elastic.at(subnet).eval() for subnet in subnets}, temporary)
+        sizes = []
+        for done, subnet in enumerate(subnets):
+            tell(progress, "predict", done, len(subnets))
+            making = _Making(elastic, subnet, settings, checks, None)
+            sizes.append(making.described(temporary, f"{subnet.name}.onnx", ()))
+            making.check(sizes[-1])
+        tell(progress, "predict", len(subnets), len(subnets))
+        _finish(temporary, elastic, tuple(sizes), save_tokenizer)
+    return tuple(sizes)
+
+
+def _finish(
+    folder: Path, elastic: ElasticModel, sizes: tuple[Exported, ...], save_tokenizer: SaveTokenizer | None
+) -> None:
+    """What lies beside the engine's files: tokenizer and index."""
+    if save_tokenizer is not None:
+        save_tokenizer(folder)
+    config = elastic.model.config
+    named = {int(number): str(name) for number, name in (config.id2label or {}).items() if len(config.id2label or {}) > 1}
+    write_json(folder / EXPORT_FILE, ExportIndex(sizes, named, longest_input(elastic.model)).to_dict())
 
 
 class _Making:
@@ -176,12 +175,12 @@ class _Making:
         self,
         elastic: ElasticModel,
         subnet: Subnet,
-        engine: Engine,
         settings: ExportSettings,
         checks: Checks,
         progress: Progress | None,
     ) -> None:
-        self.elastic, self.subnet, self.engine = elastic, subnet, engine
+        self.elastic, self.subnet = elastic, subnet
+        self.engine = engine_of(settings.engine, settings.dtype)
         self.settings, self.checks, self.progress = settings, checks, progress
         self.n_threads = settings.n_threads or torch.get_num_threads()
         self.is_int8 = settings.dtype.startswith("int8")
@@ -239,9 +238,9 @@ class _Making:
         tell(self.progress, "predict", n_layers, n_layers)
         return sorted(range(n_layers), key=errors.__getitem__)
 
-    def described(self, folder: Path, unquantised: tuple[int, ...]) -> Exported:
-        """What is known of the file."""
-        session = self.engine.open(folder, dtype=self.settings.dtype, n_threads=self.n_threads)
+    def described(self, folder: Path, file: str, unquantised: tuple[int, ...]) -> Exported:
+        """What is known of the file, which the engine opens by its name in the folder."""
+        session = self.engine.open(folder / file, dtype=self.settings.dtype, n_threads=self.n_threads)
         latency = self.settings.latency
         inputs = {
             shape: {name: rows.numpy() for name, rows in given.items()}
@@ -250,13 +249,14 @@ class _Making:
         ((timing,),) = timings({"": session}, inputs, repeats=latency.repeats, progress=self.progress).values()
         return Exported(
             subnet=self.subnet.name,
+            file=file,
             engine=self.settings.engine,
             version=self.engine.version,
             dtype=self.settings.dtype,
             unquantised=unquantised,
             n_layers=len(self.elastic.slices(self.subnet)),
             n_fused=session.n_fused,
-            file_bytes=n_bytes(folder),
+            file_bytes=n_bytes(folder / file),
             timing=timing,
             parity=parity_of(self.elastic, self.subnet, session, self.checks),
         )
@@ -321,30 +321,27 @@ def _emptied(folder: Path) -> Path:
 
 def export_run(
     out: str | Path,
-    subnet: Subnet,
+    subnets: Sequence[Subnet],
     folder: str | Path,
     *,
     settings: ExportSettings | None = None,
     progress: Progress | None = None,
-) -> Exported:
-    """Export a Subnet of a finished run, checked on the rows of the run; see `export`.
+) -> tuple[Exported, ...]:
+    """Export Subnets of a finished run, checked on the rows of the run; see `export` and `export_sharing`.
 
     :param out: the run folder.
+    :param subnets: one, or several that share their weights.
     :param folder: where to.
     :raises DataError: the rows are not those of the run any more.
     """
     elastic, tokenizer = load_result(out), load_tokenizer(Path(out) / "elastic")
     checked_target(Path(folder), Path(out), kept_by=EXPORT_FILE)
     prepared = Saved.of(out).rows(tokenizer)
-    return export(
-        elastic,
-        subnet,
-        folder,
-        checks=Checks(prepared.task, tuple(prepared.select), tuple(prepared.validation)),
-        settings=settings,
-        save_tokenizer=tokenizer.save_pretrained,
-        progress=progress,
-    )
+    checks = Checks(prepared.task, tuple(prepared.select), tuple(prepared.validation))
+    common: dict[str, Any] = {"save_tokenizer": tokenizer.save_pretrained, "settings": settings, "progress": progress}
+    if len(subnets) == 1:
+        return (export(elastic, subnets[0], folder, checks=checks, **common),)
+    return export_sharing(elastic, subnets, folder, checks=checks, **common)
 
 
 def checked_target(folder: Path, out: Path, *, kept_by: str) -> None:

@@ -1,13 +1,17 @@
 """Texts in, labels out: what an extracted model, or any model folder of a known family, says of some lines."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from dynabert.data import is_text
 from dynabert.elastic import longest_input
-from dynabert.errors import DataError, ModelFileError
+from dynabert.errors import DataError, ModelFileError, SettingError
+from dynabert.exported import ExportIndex, is_export, open_export
 from dynabert.loading import load, load_tokenizer
 
 
@@ -25,34 +29,66 @@ class Prediction:
     score: float
 
 
-def predict_lines(folder: str | Path, lines: Iterable[str], *, batch_size: int = 32) -> Iterator[Prediction]:
+def predict_lines(
+    folder: str | Path, lines: Iterable[str], *, subnet: str | None = None, batch_size: int = 32
+) -> Iterator[Prediction]:
     """Predict texts one by one, in their order, reading no further ahead than one batch.
 
-    :param folder: a model folder or hub name, with a tokenizer and a classification head.
+    :param folder: a model folder or hub name with a tokenizer and a classification head, or an exported folder.
     :param lines: one text, or two separated by a tab, each; empty lines are left out.
+    :param subnet: which size, where an exported folder has several.
     :param batch_size: texts that are run together.
     :raises ModelFileError: a model without a task head, or one that cannot be loaded.
+    :raises SettingError: a size that the folder does not have.
     :raises DataError: a line with more than two texts, or one that is no text.
     """
-    import torch
-
-    model, tokenizer = load(folder, head=None), load_tokenizer(folder)
-    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
-    texts = text_lines(lines)
+    run = _exported(folder, subnet) if is_export(folder) else _model(folder, subnet)
+    tokenizer, texts = load_tokenizer(folder), text_lines(lines)
+    limit = min(run.max_length, tokenizer.model_max_length)
     while chunk := list(islice(texts, batch_size)):
         columns = columns_of(chunk)
-        limit = min(longest_input(model), tokenizer.model_max_length)
-        inputs = tokenizer(*columns, padding=True, truncation="longest_first", max_length=limit, return_tensors="pt")
-        with torch.inference_mode():
-            logits = model(**inputs).logits
+        inputs = tokenizer(*columns, padding=True, truncation="longest_first", max_length=limit, return_tensors="np")
+        logits = run.logits({name: np.asarray(column, dtype=np.int64) for name, column in inputs.items()})
         if logits.shape[-1] == 1:
             yield from (Prediction(line, None, float(row[0])) for line, row in zip(chunk, logits, strict=True))
             continue
-        best = logits.softmax(-1).max(-1)
-        labels = [names[int(index)] for index in best.indices]
-        yield from (Prediction(*row) for row in zip(chunk, labels, best.values.tolist(), strict=True))
+        for line, row in zip(chunk, torch.from_numpy(logits).softmax(-1), strict=True):
+            best = int(row.argmax())
+            yield Prediction(line, run.labels[best], float(row[best]))
+
+
+@dataclass(frozen=True)
+class _Runnable:
+    """A model to predict with, whatever runs it.
+
+    :param logits: of arrays of token ids.
+    :param labels: names of the classes.
+    :param max_length: tokens that it takes at most.
+    """
+
+    logits: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    labels: Mapping[int, str]
+    max_length: int
+
+
+def _model(folder: str | Path, subnet: str | None) -> _Runnable:
+    if subnet is not None:
+        raise SettingError(f"{folder} is one model; leave --subnet out, or give a folder of `dynabert export`")
+    model = load(folder, head=None)
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
+
+    def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(column) for name, column in inputs.items()}).logits.numpy()
+
+    labels = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    return _Runnable(logits, labels, longest_input(model))
+
+
+def _exported(folder: str | Path, subnet: str | None) -> _Runnable:
+    index = ExportIndex.of(folder)
+    return _Runnable(open_export(folder, subnet=subnet), index.labels, index.max_length)
 
 
 def text_lines(lines: Iterable[str]) -> Iterator[str]:

@@ -52,6 +52,13 @@ def subnet_of(name: str | None, width: float | None, depth: float | None) -> "Su
     return Subnet(1.0 if width is None else width, 1.0 if depth is None else depth)
 
 
+def subnets_of(names: str) -> "tuple[Subnet, ...]":
+    """The sizes of a comma-separated option."""
+    from dynabert.subnet import Subnet
+
+    return tuple(Subnet.parse(name) for name in names_of(names))
+
+
 def names_of(text: str) -> tuple[str, ...]:
     """The words of a comma-separated option."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    pass
+    from dynabert.exported import Exported
 
 from dynabert.cli.options import (
     Depth,
@@ -25,6 +25,7 @@ from dynabert.cli.options import (
     print_json,
     print_sweep,
     subnet_of,
+    subnets_of,
 )
 
 
@@ -124,6 +125,10 @@ def export(
     subnet: SubnetName = None,
     width: Width = None,
     depth: Depth = None,
+    subnets: Annotated[
+        str | None,
+        typer.Option(help="Several sizes by commas, as ONNX graphs that share one file of weights."),
+    ] = None,
     engine: Engine = "openvino",
     dtype: Dtype = "fp32",
     max_metric_drop: Annotated[
@@ -143,15 +148,23 @@ def export(
     from dynabert.export import ExportSettings, export_run
     from dynabert.progress import progress_bars
 
-    chosen = subnet_of(subnet, width, depth)
+    chosen = subnets_of(subnets) if subnets else (subnet_of(subnet, width, depth),)
     settings = ExportSettings(engine, dtype, max_metric_drop, on_drop, (batch, seq), threads)  # type: ignore[arg-type]
     with progress_bars() as bars:
-        made = export_run(run, chosen, out, settings=settings, progress=bars.measuring)
+        sizes = export_run(run, chosen, out, settings=settings, progress=bars.measuring)
     if as_json:
-        print_json({**made.to_dict(), "folder": str(out)})
+        print_json({"folder": str(out), "sizes": [asdict(size) for size in sizes]})
         return
+    for size in sizes:
+        _describe(size)
+    one = "" if len(sizes) == 1 else f" --subnet {sizes[0].subnet}"
+    typer.echo(f'written to {out}; try it: dynabert predict {out}{one} "some text"')
+
+
+def _describe(made: "Exported") -> None:
+    """Print what is known of an exported size."""
     parity, timing = made.parity, made.timing
-    typer.echo(f"{made.subnet}: {made.engine} {made.version} {made.dtype}, {made.file_bytes / 1e6:.1f} MB in {out}")
+    typer.echo(f"{made.subnet}: {made.engine} {made.version} {made.dtype}, {made.file_bytes / 1e6:.1f} MB")
     typer.echo(
         f"metric {parity.metric:.4f} on {parity.n_rows} rows; in PyTorch {parity.torch_metric:.4f}, the full network "
         f"{parity.full_metric:.4f}"
@@ -164,7 +177,6 @@ def export(
     if made.unquantised:
         typer.echo(f"layers left in fp32: {', '.join(map(str, made.unquantised))}")
     typer.echo(f"{timing.batch} x {timing.seq} tokens: {timing.median_ms:.2f} ms, 95 % within {timing.p95_ms:.2f} ms")
-    typer.echo(f'try it: dynabert predict {out} "some text"')
 
 
 def extract(
@@ -192,17 +204,20 @@ def extract(
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Model folder, for instance an extracted one.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Model folder, for instance an extracted or exported one.", show_default=False)
+    ],
     text: Annotated[
         list[str] | None,
         typer.Argument(help="Texts, or one file of them; a pair is separated by a tab. - or none: stdin."),
     ] = None,
+    subnet: Annotated[str | None, typer.Option(help="Which size, where an exported folder has several.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a model makes of a text, of a file, or of standard input: one text, or tab-separated pair, a line."""
     from dynabert.predict import predict_lines
 
-    predictions = predict_lines(model, lines_of(text or ["-"]))
+    predictions = predict_lines(model, lines_of(text or ["-"]), subnet=subnet)
     if as_json:
         print_json({"predictions": [asdict(prediction) for prediction in predictions]})
         return

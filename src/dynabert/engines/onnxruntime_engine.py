@@ -87,8 +87,8 @@ class OnnxruntimeEngine:
             quantize_static(plain, folder / GRAPH, _Rows(calibration, model), quant_format=QuantFormat.QDQ, **common)
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OnnxruntimeSession:
-        """Read and prepare."""
-        return OnnxruntimeSession(folder / GRAPH, n_threads=n_threads)
+        """Read and prepare; a graph can be named instead of its folder."""
+        return OnnxruntimeSession(folder if folder.is_file() else folder / GRAPH, n_threads=n_threads)
 
 
 def graph_of(model: "PreTrainedModel") -> torch.onnx.ONNXProgram:

@@ -1,0 +1,142 @@
+"""What lies in a folder that `dynabert export` wrote, and opening it. Needs the engine's package, not PyTorch."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dynabert.engines import Session, engine_of
+from dynabert.errors import ModelFileError, SettingError, one_of
+from dynabert.files import read_json, verify_manifest
+from dynabert.measurement import Timing
+
+EXPORT_FILE = "export.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file is from PyTorch and fp32, on the validation rows; metrics in their own unit.
+
+    :param max_difference: of a logit, against the same Subnet.
+    :param metric: of the file.
+    :param torch_metric: of the same Subnet in PyTorch.
+    :param full_metric: of the full network in PyTorch.
+    :param same_size: share of the rows with the class that the same Subnet says; of a regression, their correlation.
+    :param agreement: likewise, with the full network.
+    :param negative_flips: share of the rows that the full network has right and the file wrong; None for a regression.
+    """
+
+    n_rows: int
+    max_difference: float
+    metric: float
+    torch_metric: float
+    full_metric: float
+    same_size: float
+    agreement: float
+    negative_flips: float | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One size that an engine runs, and what is known of it.
+
+    :param file: what the engine opens, relative to the folder; ``.`` is the folder itself.
+    :param version: of the engine's package.
+    :param unquantised: executed layers that int8 left in fp32.
+    :param n_layers: executed.
+    :param n_fused: attention layers that the engine computes in one kernel; None where it does not say.
+    :param file_bytes: of the size's own files; weights that several sizes share are not in it.
+    :param timing: on the machine that exported it.
+    """
+
+    subnet: str
+    file: str
+    engine: str
+    version: str
+    dtype: str
+    unquantised: tuple[int, ...]
+    n_layers: int
+    n_fused: int | None
+    file_bytes: int
+    timing: Timing
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class ExportIndex:
+    """What ``export.json`` holds.
+
+    :param labels: names of the classes, by number; empty for a regression.
+    :param max_length: tokens that the model takes at most.
+    """
+
+    sizes: tuple[Exported, ...]
+    labels: dict[int, str]
+    max_length: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        labels = {str(number): name for number, name in self.labels.items()}
+        sizes = [asdict(size) for size in self.sizes]
+        return {"format_version": FORMAT_VERSION, "labels": labels, "max_length": self.max_length, "sizes": sizes}
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "ExportIndex":
+        """Read it from a folder.
+
+        :raises ModelFileError: there is none, or it is damaged or of a later version.
+        """
+        path = Path(folder) / EXPORT_FILE
+        if not path.exists():
+            raise ModelFileError(f"{folder} has no {EXPORT_FILE}; give the --out of a `dynabert export`")
+        saved = read_json(path)
+        try:
+            if saved["format_version"] > FORMAT_VERSION:
+                raise ModelFileError(f"{path} is of a later version; update dynabert")
+            sizes = tuple(
+                Exported(
+                    **{
+                        **size,
+                        "unquantised": tuple(size["unquantised"]),
+                        "timing": Timing(**size["timing"]),
+                        "parity": Parity(**size["parity"]),
+                    }
+                )
+                for size in saved["sizes"]
+            )
+            labels = {int(number): str(name) for number, name in saved["labels"].items()}
+            return cls(sizes, labels, int(saved["max_length"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ModelFileError(f"{path} is not what `dynabert export` writes ({error}); export again") from error
+
+    def size(self, subnet: str | None) -> Exported:
+        """One of the sizes, by name; the only one where there is one.
+
+        :raises SettingError: an unknown name, or none where there are several.
+        """
+        names = [size.subnet for size in self.sizes]
+        if subnet is None and len(names) > 1:
+            raise SettingError(f"there are several sizes here; choose one by --subnet: {', '.join(names)}")
+        if subnet is not None and subnet not in names:
+            raise SettingError(one_of("size", subnet, names))
+        return self.sizes[0 if subnet is None else names.index(subnet)]
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether a folder is one that `dynabert export` wrote."""
+    return (Path(folder) / EXPORT_FILE).exists()
+
+
+def open_export(folder: str | Path, *, subnet: str | None = None, n_threads: int = 1) -> Session:
+    """Make an exported size ready to run: a function from token ids to logits.
+
+    :param folder: that `dynabert export` wrote.
+    :param subnet: which size, where there are several.
+    :param n_threads: of a call.
+    :raises ModelFileError: a damaged folder.
+    :raises SettingError: an engine that is not installed.
+    """
+    size = ExportIndex.of(folder).size(subnet)
+    verify_manifest(folder)
+    engine = engine_of(size.engine, size.dtype)
+    return engine.open(Path(folder) / size.file, dtype=size.dtype, n_threads=n_threads)

@@ -1,0 +1,189 @@
+"""Exports appear whole and checked or not at all, say what they are, and predict as the network that they came from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import tiny_model
+from test_measure import batches, encoded
+
+from dynabert.deployed import measure_deployed
+from dynabert.elastic import ElasticModel
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.export import Checks, ExportSettings, export, export_sharing
+from dynabert.exported import ExportIndex, open_export
+from dynabert.measure import predict
+from dynabert.subnet import Subnet
+from dynabert.sweep import LatencySettings, Sweep
+from dynabert.tasks import TASKS
+
+MNLI = TASKS["mnli"]
+SMALL = Subnet(0.5, 0.5)
+QUICK = {"shape": (1, 8), "n_threads": 1}
+
+
+@pytest.fixture(scope="module")
+def elastic() -> ElasticModel:
+    return ElasticModel(tiny_model("bert"))
+
+
+@pytest.fixture(scope="module")
+def checks(elastic: ElasticModel) -> Checks:
+    """Rows whose labels are what the small Subnet says, so that its metric is 1 and any flip costs something."""
+
+    def rows(seed: int) -> tuple:
+        drawn = encoded(n=60, seed=seed)
+        said = predict(elastic.at(SMALL), batches(drawn)).argmax(axis=1)
+        labels = np.empty_like(drawn.labels)
+        labels[np.argsort(drawn.ids)] = said
+        return tuple(batches(replace(drawn, labels=labels)))
+
+    return Checks(MNLI, rows(1), rows(2))
+
+
+def test_an_export_says_what_it_is_and_predicts_as_the_subnet(
+    elastic: ElasticModel, checks: Checks, tmp_path: Path
+) -> None:
+    settings = ExportSettings("onnxruntime", "fp32", **QUICK)
+    made = export(elastic, SMALL, tmp_path / "deploy", checks=checks, settings=settings)
+    assert made.parity.max_difference < 1e-4 and made.parity.same_size == 1 and made.parity.metric == 1
+    assert made.n_fused == made.n_layers == 2 and made.unquantised == ()
+    assert made.file_bytes == sum(path.stat().st_size for path in (tmp_path / "deploy").glob("model.onnx*"))
+    assert ExportIndex.of(tmp_path / "deploy").sizes == (made,)
+    session = open_export(tmp_path / "deploy")
+    for batch in checks.validation:
+        logits = session({name: rows.numpy() for name, rows in batch.inputs.items()})
+        assert (logits.argmax(axis=1) == batch.labels.numpy()).all()
+
+
+def test_negative_flips_count_rows_that_the_full_network_has_right(elastic: ElasticModel, tmp_path: Path) -> None:
+    rows = tuple(batches(encoded(n=60, seed=3)))
+    settings = ExportSettings("onnxruntime", "fp32", **QUICK)
+    made = export(elastic, SMALL, tmp_path / "deploy", checks=Checks(MNLI, rows, rows), settings=settings)
+    full, small = predict(elastic.at(Subnet()), rows).argmax(1), predict(elastic.at(SMALL), rows).argmax(1)
+    labels = np.concatenate([batch.labels for batch in rows])[np.argsort(np.concatenate([b.ids for b in rows]))]
+    assert made.parity.negative_flips == pytest.approx(np.mean((full == labels) & (small != labels)))
+    assert made.parity.agreement == pytest.approx(np.mean(full == small)) and made.parity.negative_flips > 0
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An int8 that does harm: every quantised layer shifts the logits of the first class."""
+    from dynabert.engines import onnxruntime_engine
+
+    write = onnxruntime_engine.OnnxruntimeEngine.write
+
+    def harmful(self, model, folder, *, dtype, calibration=(), unquantised=()):
+        import copy
+
+        shifted = copy.deepcopy(model)
+        for layer in {0, 1} - set(unquantised):
+            shifted.classifier.bias.data[0] += (40.0, 0.4)[layer]
+        write(self, shifted, folder, dtype="fp32")
+
+    monkeypatch.setattr(onnxruntime_engine.OnnxruntimeEngine, "write", harmful)
+
+
+def test_what_costs_too_much_is_refused_and_nothing_is_written(
+    elastic: ElasticModel, checks: Checks, tmp_path: Path, coarse: None
+) -> None:
+    settings = ExportSettings("onnxruntime", "int8", max_metric_drop=0.01, **QUICK)
+    with pytest.raises(ModelFileError, match=r"w0.5-d0.5 in int8 loses 0\.\d+ of the metric on the select rows, more"):
+        export(elastic, SMALL, tmp_path / "deploy", checks=checks, settings=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fallback_leaves_the_most_sensitive_layer_in_fp32(
+    elastic: ElasticModel, checks: Checks, tmp_path: Path, coarse: None
+) -> None:
+    lossy = ExportSettings("onnxruntime", "int8", max_metric_drop=1.0, on_drop="fallback", **QUICK)
+    assert export(elastic, SMALL, tmp_path / "lossy", checks=checks, settings=lossy).unquantised == ()
+    some = export(elastic, SMALL, tmp_path / "some", checks=checks, settings=replace(lossy, max_metric_drop=0.3))
+    assert some.unquantised == (0,)  # the one that shifts most
+    strict = export(elastic, SMALL, tmp_path / "strict", checks=checks, settings=replace(lossy, max_metric_drop=0))
+    assert strict.unquantised == (0, 1) and strict.parity.metric == 1
+
+
+def test_a_wrong_fp32_file_is_refused(elastic: ElasticModel, checks: Checks, tmp_path: Path, coarse: None) -> None:
+    with pytest.raises(ModelFileError, match=r"differs from PyTorch by 40 in a logit, more than 0.0001"):
+        export(elastic, SMALL, tmp_path / "deploy", checks=checks, settings=ExportSettings("onnxruntime", **QUICK))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_that_share_weights_store_them_once(elastic: ElasticModel, checks: Checks, tmp_path: Path) -> None:
+    sizes = [Subnet(), Subnet(0.5, 1), SMALL]
+    settings = ExportSettings("onnxruntime", "fp32", **QUICK)
+    made = export_sharing(elastic, sizes, tmp_path / "deploy", checks=checks, settings=settings)
+    assert [size.subnet for size in made] == [subnet.name for subnet in sizes]
+    alone = export(elastic, Subnet(), tmp_path / "alone", checks=checks, settings=settings)
+    weights = (tmp_path / "deploy" / "weights.data").stat().st_size
+    n_tensors = len(elastic.model.state_dict())
+    assert weights < (tmp_path / "alone" / "model.onnx.data").stat().st_size + 4096 * n_tensors
+    assert alone.parity.max_difference < 1e-4 and all(size.parity.max_difference < 1e-4 for size in made)
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "deploy").rename(tmp_path / "elsewhere" / "moved")  # nothing points to where it was written
+    inputs = {name: rows.numpy() for name, rows in checks.validation[0].inputs.items()}
+    for subnet in sizes:
+        expected = elastic.at(subnet)(**checks.validation[0].inputs).logits.detach().numpy()
+        np.testing.assert_allclose(open_export(moved, subnet=subnet.name)(inputs), expected, atol=1e-4)
+    with pytest.raises(SettingError, match=r"several sizes here; choose one by --subnet: w1-d1, w0.5-d1, w0.5-d0.5"):
+        open_export(moved)
+    with pytest.raises(SettingError, match=r"unknown size 'w0.5'"):
+        open_export(moved, subnet="w0.5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "openvino"}, "share their weights as onnxruntime fp32 alone, not as openvino fp32"),
+        ({"engine": "onnxruntime", "dtype": "int8"}, "not as onnxruntime int8"),
+    ],
+)
+def test_only_onnx_in_fp32_shares_weights(
+    settings: dict[str, str], message: str, elastic: ElasticModel, checks: Checks, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        export_sharing(elastic, [SMALL], tmp_path / "x", checks=checks, settings=ExportSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"on_drop": "shrug"}, "unknown on_drop 'shrug'; known: refuse, fallback"),
+        ({"max_metric_drop": -1}, "max_metric_drop -1 must be 0 or more"),
+        ({"shape": (0, 8)}, "must be 1 or more"),
+        ({"dtype": "int4"}, "unknown dtype of openvino 'int4'"),
+    ],
+)
+def test_settings_are_checked(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        ExportSettings(**wrong)
+
+
+def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"has no export.json; give the --out of a `dynabert export`"):
+        open_export(tmp_path)
+    (tmp_path / "export.json").write_text(json.dumps({"format_version": 9}))
+    with pytest.raises(ModelFileError, match="later version"):
+        open_export(tmp_path)
+    (tmp_path / "export.json").write_text(json.dumps({"format_version": 1, "sizes": [{}]}))
+    with pytest.raises(ModelFileError, match="is not what `dynabert export` writes"):
+        open_export(tmp_path)
+
+
+def test_the_deployed_form_is_measured(elastic: ElasticModel, checks: Checks, tmp_path: Path) -> None:
+    settings = LatencySettings((1, 2), (8, 16), repeats=2, engine="onnxruntime", dtype="int8", n_threads=1)
+    sweep = measure_deployed(elastic, checks.validation, task=MNLI, settings=settings, subnets=[Subnet(), SMALL])
+    full, small = sweep.rows
+    assert small.metric < 1 or small.quality.agreement < 1 or full.quality.agreement < 1  # int8 flips some row
+    for row in sweep.rows:
+        assert [(time.batch, time.seq) for time in row.cost.timings] == [(1, 8), (1, 16), (2, 8), (2, 16)]
+        assert row.cost.latency_ms == row.cost.timings[0].median_ms > 0
+        assert row.cost.file_bytes and row.cost.peak_bytes
+    assert small.cost.file_bytes < full.cost.file_bytes and small.cost.flops < full.cost.flops
+    assert sweep.context.precision == "int8" and sweep.context.machine.engine.startswith("onnxruntime ")
+    assert sweep.context.machine.n_threads == 1 and sweep.context.seq_len == 8
+    sweep.to_json(tmp_path / "sweep.json")
+    assert Sweep.from_json(tmp_path / "sweep.json") == sweep
