@@ -164,7 +164,9 @@ def _finish(
     if save_tokenizer is not None:
         save_tokenizer(folder)
     config = elastic.model.config
-    named = {int(number): str(name) for number, name in (config.id2label or {}).items() if len(config.id2label or {}) > 1}
+    named = {
+        int(number): str(name) for number, name in (config.id2label or {}).items() if len(config.id2label or {}) > 1
+    }
     write_json(folder / EXPORT_FILE, ExportIndex(sizes, named, longest_input(elastic.model)).to_dict())
 
 
