@@ -211,9 +211,9 @@ def test_micro_batches_are_one_step():
             return whole
 
     results = []
-    for batches in (Halves(4), Whole(4)):
+    for source in (Halves(4), Whole(4)):
         elastic = double("bert")
         ramps = made(elastic, Subnet(), deebert.PoolerRamp, seed=1).double()
-        train_ramps(elastic, TEACHER_FOR_FIVE_STEPS, ramps, batches, loss=deebert.labels_loss, training=TRAINING)
+        train_ramps(elastic, TEACHER_FOR_FIVE_STEPS, ramps, source, loss=deebert.labels_loss, training=TRAINING)
         results.append(torch.cat([parameter.flatten() for parameter in ramps.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)

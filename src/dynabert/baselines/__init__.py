@@ -44,7 +44,7 @@ class Inputs:
     :param start: the pre-trained encoder with a fresh head, for methods that fine-tune it themselves.
     :param rows: training rows, held-out rows for choices, and the task.
     :param budget_flops: what training may spend, see `dynabert.baselines.method.Spent`.
-    :param lr: of fine-tuning.
+    :param lr: of fine-tuning; ramps and student heads learn at ten times that.
     """
 
     teacher: ElasticModel
@@ -56,12 +56,17 @@ class Inputs:
     hooks: Hooks | None = None
 
 
+_RAMP_LR = 10.0
+"""Learning rate of DeeBERT's ramps, in that of fine-tuning, as FastBERT has it for its heads: on a network that stays
+as it is, new ramps learn little at rates meant for whole networks."""
+
+
 def _deebert(inputs: Inputs) -> Method:
     return deebert.train(
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
-        lr=inputs.lr,
+        lr=_RAMP_LR * inputs.lr,
         budget_flops=inputs.budget_flops,
         pooler_of=inputs.start.model,
         evaluate=ramps.selection_score(inputs.rows.select, inputs.rows.task),
