@@ -303,8 +303,8 @@ def compare(
     :param limit: train on a random part of that many rows.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/compare.json``.
-    :raises SettingError: an unknown method, early exit asked for by name for a regression, no runs or seeds, or rates or
-        a budget that are not above 0.
+    :raises SettingError: an unknown method, early exit asked for by name for a regression, no runs or seeds, or rates
+        or a budget that are not above 0.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
