@@ -79,7 +79,7 @@ class Training:
         return done % every == 0 or done == n_steps
 
 
-class _Best:
+class Best:
     """The weights that scored best so far, kept in memory, and put back at the end of the stage."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,6 +88,7 @@ class _Best:
 
     @torch.no_grad()
     def keep(self) -> None:
+        """Take a copy of the weights as they are."""
         for name, parameter in self.model.named_parameters():
             if name in self.weights:
                 self.weights[name].copy_(parameter)
@@ -96,6 +97,7 @@ class _Best:
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Put the kept ones back."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(self.weights[name])
 
@@ -133,7 +135,7 @@ class StageRun:
         self.teachers = None if teacher is None else TrainingViews(teacher, precision=training.precision)
         self.optimizer = adamw(self.parameters.values(), lr=stage.lr, weight_decay=training.weight_decay)
         self.progress = Progress()
-        self.best = _Best(elastic.model)
+        self.best = Best(elastic.model)
         self.stopping = False
 
     def learning_rate(self, step: int) -> float:

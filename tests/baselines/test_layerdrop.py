@@ -116,8 +116,7 @@ def test_validated_layers_are_never_worse_than_every_other_on_the_held_out_rows(
     assert accuracy(layers_of(chosen[3])) == best, "the first layer that leaves is tried out in full"
 
 
-@pytest.mark.parametrize("selection", ["every-other", "validated"])
-def test_a_method_has_a_size_for_every_share_and_leaves_its_start_alone(selection):
+def test_a_method_has_every_number_of_layers_and_leaves_its_start_alone():
     start = ElasticModel(tiny_model("roberta"))
     before = [parameter.clone() for parameter in start.model.parameters()]
     method = layerdrop.train(
@@ -128,31 +127,58 @@ def test_a_method_has_a_size_for_every_share_and_leaves_its_start_alone(selectio
         training=TRAINING,
         lr=1e-3,
         budget_flops=4e8,
-        selection=selection,
     )
-    assert [len(Subnet.parse(point).layers) for point in method.points()] == [4, 3, 2, 1]
+    select = batches(24, seed=2, shuffle=False)
+    again = layerdrop.with_validated_layers(method, select, MNLI, name="layerdrop-validated")
+    assert again.name == "layerdrop-validated" and again.elastic is method.elastic
+    for each in (method, again):
+        assert [len(Subnet.parse(point).layers) for point in each.points()] == [4, 3, 2, 1]
+    evenly = layerdrop.with_every_other_layer(again, name="layerdrop")
+    assert evenly.points() == method.points()
+    scores = [
+        [np.mean(m.predict(p, select).logits.argmax(1) == labels_of(select)) for p in m.points()]
+        for m in (again, method)
+    ]
+    assert all(mine >= theirs for mine, theirs in zip(*scores, strict=True))
     assert all(torch.equal(mine, old) for mine, old in zip(start.model.parameters(), before, strict=True))
     assert method.training_flops <= 4e8 and method.n_steps > 5
 
 
-def test_the_training_is_the_same_by_any_name_and_selection():
+def test_weights_are_chosen_by_all_numbers_of_layers():
+    """A score of the full network would not see what layers fewer than all have learned."""
+    seen = []
+
+    class Listening(Hooks):
+        def evaluated(self, stage, step, score, best):
+            seen.append(score)
+
+    select = batches(24, seed=2, shuffle=False)
+    method = layerdrop.train(
+        ElasticModel(tiny_model("bert")),
+        batches(40, seed=1),
+        select=select,
+        task=MNLI,
+        training=replace(TRAINING, evaluate_every=1),
+        lr=1e-3,
+        budget_flops=2e8,
+        rate=0.5,
+        hooks=Listening(),
+    )
+    right = [method.predict(point, select).logits.argmax(1) == labels_of(select) for point in method.points()]
+    assert len(right) == 4 and max(seen) == pytest.approx(np.mean(right))
+
+
+def test_the_training_is_the_same_by_any_name():
     rows = {"select": batches(24, seed=2, shuffle=False), "task": MNLI}
     settings = {"training": TRAINING, "lr": 1e-3, "budget_flops": 4e8}
     one, two = (
         layerdrop.train(
             ElasticModel(tiny_model("bert", dropout=0.1)), batches(40, seed=1), **rows, **settings, **chosen
         )
-        for chosen in ({}, {"name": "layerdrop-validated", "selection": "validated"})
+        for chosen in ({}, {"name": "layerdrop-validated"})
     )
     for mine, theirs in zip(one.elastic.model.parameters(), two.elastic.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-def test_an_unknown_selection_is_named():
-    start = ElasticModel(tiny_model("bert"))
-    settings = {"select": batches(8, seed=2), "task": MNLI, "training": TRAINING, "lr": 1e-3, "budget_flops": 1e9}
-    with pytest.raises(SettingError, match="did you mean 'validated'"):
-        layerdrop.train(start, batches(8, seed=1), selection="validate", **settings)
 
 
 def test_views_of_many_layers_do_not_pile_up(monkeypatch):

@@ -1,12 +1,14 @@
 """One door for every method, and one Sweep of each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
 from small_rows import batches
 
-from dynabert.baselines import METHODS, ElasticMethod, sweep_of, train_method
+from dynabert.baselines import METHODS, ElasticMethod, plain, relatives, sweep_of, train_method
 from dynabert.baselines.method import Spent
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel, count_params
@@ -135,6 +137,25 @@ def test_training_is_a_function_of_its_inputs_and_changes_none_of_them():
         assert np.array_equal(one.predict(last, held_out()).logits, two.predict(last, held_out()).logits)
         for mine, fresh in zip(teacher.model.parameters(), tiny_model("bert", seed=1).parameters(), strict=True):
             assert torch.equal(mine, fresh), name
+
+
+def test_thresholds_that_agree_in_many_digits_are_points_of_their_own():
+    _, method = trained("deebert")
+    near = replace(method, thresholds=(0.1, 0.1234567, 0.1234568))
+    assert near.points() == ("s0.1", "s0.1234567", "s0.1234568")
+    assert near.predict("s0.1234568", held_out()).logits.shape == (24, 3)
+
+
+def test_methods_of_one_training_differ_in_what_is_chosen_afterwards():
+    assert relatives("layerdrop") == ("layerdrop-validated",) and relatives("layerdrop-validated") == ("layerdrop",)
+    assert not relatives("layerdrop-0.5") and not relatives("alone")
+    rows = plain.Rows(batches(40, seed=1), held_out(), MNLI)
+    (_, one), (_, other) = trained("layerdrop"), trained("layerdrop-validated")
+    for method, name, expected in ((one, "layerdrop-validated", other), (other, "layerdrop", one)):
+        chosen = METHODS[name].choose(method, rows)
+        assert chosen.name == name and chosen.points() == expected.points()
+        for point in chosen.points():
+            assert np.array_equal(chosen.predict(point, held_out()).logits, expected.predict(point, held_out()).logits)
 
 
 def test_unknown_names_name_the_known_ones():

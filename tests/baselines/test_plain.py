@@ -55,7 +55,15 @@ def test_first_layers_by_share():
     shape = ElasticModel(tiny_model("bert")).shape
     counts = [[part.layer for part in subnet.layers] for subnet in plain.first_layers(shape)]
     assert counts == [[0, 1, 2, 3], [0, 1, 2], [0, 1], [0]]
-    assert len(plain.first_layers(shape, (1.0, 0.99))) == 1, "each number of layers comes once"
+    assert len(plain.first_layers(shape, (0.99, 0.75))) == 1, "each number of layers comes once"
+
+
+@pytest.mark.parametrize("n_layers", [3, 6, 12])
+def test_the_first_layers_cost_no_more_than_their_share(n_layers):
+    shape = ElasticModel(tiny_model("bert", n_layers=n_layers)).shape
+    counts = {share: len(plain.first_layers(shape, (share,))[0].layers) for share in (1.0, 0.75, 0.5, 0.25, 1 / 3)}
+    assert all(count <= max(1, share * n_layers + 1e-6) for share, count in counts.items())
+    assert counts[1 / 3] == n_layers // 3 and counts[1.0] == n_layers
 
 
 def test_distilled_sizes_have_the_loss_of_our_depth_stage_and_only_that_size_is_trained():

@@ -6,16 +6,20 @@ import pytest
 import torch
 from helpers import TinyBatches, tiny_batch, tiny_model
 from reference import baselines as plain
+from small_rows import batches
 
 from dynabert.baselines import deebert, fastbert
-from dynabert.baselines.ramps import made, train_ramps
+from dynabert.baselines.ramps import made, selection_score, train_ramps
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.errors import NonFiniteError, SettingError
+from dynabert.exits import EarlyExit
 from dynabert.hooks import Hooks
 from dynabert.losses import soft_cross_entropy
+from dynabert.measure import labels_of
 from dynabert.recipes import TEACHER
 from dynabert.subnet import Subnet
+from dynabert.tasks import TASKS
 from dynabert.workload import StepRows, forward_flops
 
 KINDS = {
@@ -77,6 +81,33 @@ def test_the_network_beneath_stays_as_it_is_and_a_size_can_have_ramps(module):
     assert all(parameter.grad is None for parameter in elastic.model.parameters())
     assert len(method.ramps) == 2 and not method.ramps.training
     assert all(point.startswith("w0.5-d0.75@s") for point in method.points())
+
+
+@pytest.mark.parametrize("module", [deebert, fastbert])
+def test_the_ramps_end_as_they_scored_best(module):
+    elastic, seen, weights = ElasticModel(tiny_model("bert")), [], []
+    scores = iter([0.2, 0.9, 0.9, 0.4])
+
+    def evaluate(exits):
+        seen.append(exits.all_exits(TinyBatches().list).shape)
+        weights.append(torch.cat([parameter.detach().flatten().clone() for parameter in exits.ramps.parameters()]))
+        return next(scores)
+
+    method = module.train(elastic, TinyBatches(), training=TRAINING, lr=LR, budget_flops=1e9, evaluate=evaluate)
+    assert len(seen) == 4 and len({shape[0] for shape in seen}) == 1 and seen[0][0] == 4
+    ended = torch.cat([parameter.flatten() for parameter in method.ramps.parameters()])
+    assert torch.equal(ended, weights[2]) and not torch.equal(ended, weights[3])
+    assert not torch.equal(ended, weights[1]), "of equal scores the later"
+
+
+def test_ramps_are_scored_by_the_mean_of_their_metric_without_the_task_head():
+    rows, task = batches(24, seed=2, shuffle=False), TASKS["mnli"]
+    elastic = ElasticModel(tiny_model("bert"))
+    exits = EarlyExit(elastic.at(Subnet()), elastic.family, deebert.new_ramps(elastic, seed=0))
+    exits.ramps.train()
+    right = (exits.all_exits(rows).argmax(2) == labels_of(rows)).mean(axis=1)
+    assert selection_score(rows, task)(exits) == pytest.approx(right[:-1].mean())
+    assert exits.ramps.training, "it is left as it was"
 
 
 @pytest.mark.parametrize("module", [deebert, fastbert])
@@ -180,9 +211,9 @@ def test_micro_batches_are_one_step():
             return whole
 
     results = []
-    for batches in (Halves(4), Whole(4)):
+    for source in (Halves(4), Whole(4)):
         elastic = double("bert")
         ramps = made(elastic, Subnet(), deebert.PoolerRamp, seed=1).double()
-        train_ramps(elastic, TEACHER_FOR_FIVE_STEPS, ramps, batches, loss=deebert.labels_loss, training=TRAINING)
+        train_ramps(elastic, TEACHER_FOR_FIVE_STEPS, ramps, source, loss=deebert.labels_loss, training=TRAINING)
         results.append(torch.cat([parameter.flatten() for parameter in ramps.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)

@@ -43,6 +43,21 @@ def test_a_recipe_of_one_stage_has_no_variant_without_assistant() -> None:
     assert {variant for _, variant in variants_of(sandwich, ["schedule"])} == {"all", "ladder"}
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_variant_learns_from_a_cut_teacher_that_was_never_trained_at_that_size(recipe: str) -> None:
+    plan = Plan(recipe=RECIPES[recipe])
+    variants = variants_of(plan, tuple(FACTORS))
+    taught = [(stage.teacher, stage.teacher_width) for plan in variants.values() for stage in plan.recipe.stages]
+    assert taught and ("original", "matching") not in taught
+    if recipe != "sandwich":
+        alone = [variants["assistant", name].recipe.stages[-1] for name in ("original teacher", "no width stage")]
+        assert [(stage.teacher, stage.teacher_width) for stage in alone] == 2 * [("original", "full")]
+
+
+def test_a_recipe_without_a_previous_stage_has_no_teacher_width() -> None:
+    assert not variants_of(Plan(recipe=RECIPES["sandwich"]), ["teacher-width"])
+
+
 def test_a_variant_differs_in_its_factor_alone() -> None:
     base = Plan()
     variants = variants_of(base, tuple(FACTORS))

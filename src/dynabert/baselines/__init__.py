@@ -7,9 +7,9 @@ training here.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from dynabert.baselines import deebert, fastbert, layerdrop, plain
+from dynabert.baselines import deebert, fastbert, layerdrop, plain, ramps
 from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -25,10 +25,12 @@ __all__ = [
     "ElasticMethod",
     "ExitMethod",
     "Inputs",
+    "Kind",
     "Method",
     "Predicted",
     "SeparateMethod",
     "Spent",
+    "relatives",
     "sweep_of",
     "train_method",
 ]
@@ -42,7 +44,7 @@ class Inputs:
     :param start: the pre-trained encoder with a fresh head, for methods that fine-tune it themselves.
     :param rows: training rows, held-out rows for choices, and the task.
     :param budget_flops: what training may spend, see `dynabert.baselines.method.Spent`.
-    :param lr: of fine-tuning.
+    :param lr: of fine-tuning; ramps and student heads learn at ten times that.
     """
 
     teacher: ElasticModel
@@ -54,14 +56,20 @@ class Inputs:
     hooks: Hooks | None = None
 
 
+_RAMP_LR = 10.0
+"""Learning rate of DeeBERT's ramps, in that of fine-tuning, as FastBERT has it for its heads: on a network that stays
+as it is, new ramps learn little at rates meant for whole networks."""
+
+
 def _deebert(inputs: Inputs) -> Method:
     return deebert.train(
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
-        lr=inputs.lr,
+        lr=_RAMP_LR * inputs.lr,
         budget_flops=inputs.budget_flops,
         pooler_of=inputs.start.model,
+        evaluate=ramps.selection_score(inputs.rows.select, inputs.rows.task),
         hooks=inputs.hooks,
     )
 
@@ -73,11 +81,12 @@ def _fastbert(inputs: Inputs) -> Method:
         training=inputs.training,
         lr=inputs.lr,
         budget_flops=inputs.budget_flops,
+        evaluate=ramps.selection_score(inputs.rows.select, inputs.rows.task),
         hooks=inputs.hooks,
     )
 
 
-def _layerdrop(inputs: Inputs, *, name: str, rate: float, validated: bool = False) -> Method:
+def _layerdrop(inputs: Inputs, *, name: str = layerdrop.NAME, rate: float = 0.2) -> Method:
     return layerdrop.train(
         inputs.start,
         inputs.rows.train,
@@ -87,7 +96,6 @@ def _layerdrop(inputs: Inputs, *, name: str, rate: float, validated: bool = Fals
         lr=inputs.lr,
         budget_flops=inputs.budget_flops,
         rate=rate,
-        selection="validated" if validated else "every-other",
         name=name,
         hooks=inputs.hooks,
     )
@@ -121,20 +129,60 @@ def _alone(inputs: Inputs) -> Method:
     return _plain(inputs, name="alone", train=plain.distilled, source=source, whole_grid=True)
 
 
-METHODS: Mapping[str, Callable[[Inputs], Method]] = {
-    "deebert": _deebert,
-    "fastbert": _fastbert,
-    "layerdrop": partial(_layerdrop, name="layerdrop", rate=0.2),
-    "layerdrop-0.5": partial(_layerdrop, name="layerdrop-0.5", rate=0.5),
-    "layerdrop-validated": partial(_layerdrop, name="layerdrop-validated", rate=0.2, validated=True),
-    "first-layers": _first_layers,
-    "first-layers-distilled": _first_layers_distilled,
-    "alone": _alone,
+def _with_every_other_layer(trained: Method, rows: plain.Rows) -> Method:
+    method = cast(ElasticMethod, trained)
+    return layerdrop.with_every_other_layer(method, name="layerdrop")
+
+
+def _with_validated_layers(trained: Method, rows: plain.Rows) -> Method:
+    method = cast(ElasticMethod, trained)
+    return layerdrop.with_validated_layers(method, rows.select, rows.task, name="layerdrop-validated")
+
+
+def _as_trained(trained: Method, rows: plain.Rows) -> Method:
+    return trained
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a method comes about.
+
+    :param train: the training; methods with the same one differ only in what is chosen afterwards.
+    :param choose: that choice, which takes no training; the same for the result of `choose` as for that of `train`.
+    :param version: of the training and the choice: what was kept of another one is out of date.
+    :param from_encoder: it fine-tunes the pre-trained encoder itself, and the teacher's training is its own to spend.
+    :param needs_classes: it cannot do regressions.
+    """
+
+    train: Callable[[Inputs], Method]
+    choose: Callable[[Method, plain.Rows], Method] = _as_trained
+    version: int = 2
+    from_encoder: bool = False
+    needs_classes: bool = False
+
+
+METHODS: Mapping[str, Kind] = {
+    "deebert": Kind(_deebert, needs_classes=True),
+    "fastbert": Kind(_fastbert, needs_classes=True),
+    "layerdrop": Kind(_layerdrop, _with_every_other_layer, from_encoder=True),
+    "layerdrop-0.5": Kind(partial(_layerdrop, name="layerdrop-0.5", rate=0.5), from_encoder=True),
+    "layerdrop-validated": Kind(_layerdrop, _with_validated_layers, from_encoder=True),
+    "first-layers": Kind(_first_layers, from_encoder=True),
+    "first-layers-distilled": Kind(_first_layers_distilled),
+    "alone": Kind(_alone),
 }
-"""By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of several
+"""By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of all
 depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as validated on the `select` rows. The others
 train several networks, all for the same number of steps: the `first-layers`, fine-tuned on labels or distilled from
 the teacher, and every size of the grid distilled `alone` from the rewired teacher."""
+
+
+def relatives(name: str) -> tuple[str, ...]:
+    """The other methods that come of the same training, by their `Kind.choose`.
+
+    :param name: in `METHODS`.
+    """
+    return tuple(other for other in METHODS if other != name and METHODS[other].train is METHODS[name].train)
 
 
 def train_method(
@@ -168,6 +216,6 @@ def train_method(
     """
     if name not in METHODS:
         raise SettingError(one_of("method", name, METHODS))
-    return METHODS[name](
-        Inputs(teacher, start, plain.Rows(train, select, task), budget_flops, training=training, lr=lr, hooks=hooks)
-    )
+    rows = plain.Rows(train, select, task)
+    inputs = Inputs(teacher, start, rows, budget_flops, training=training, lr=lr, hooks=hooks)
+    return METHODS[name].choose(METHODS[name].train(inputs), rows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynabert.baselines.method import ExitMethod
-from dynabert.baselines.ramps import fit, made
+from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError
@@ -88,6 +88,7 @@ def train(
     subnet: Subnet = Subnet(),
     pooler_of: "PreTrainedModel | None" = None,
     thresholds: tuple[float, ...] = THRESHOLDS,
+    evaluate: Score | None = None,
     hooks: Hooks | None = None,
 ) -> ExitMethod:
     """Train ramps on a fine-tuned network, which stays as it is.
@@ -101,6 +102,7 @@ def train(
     :param subnet: the size that gets the ramps.
     :param pooler_of: see `new_ramps`.
     :param thresholds: the operating points.
+    :param evaluate: see `dynabert.baselines.ramps.train_ramps`.
     :raises SettingError: a regression, rows without labels, or a budget below one step.
     """
     ramps = new_ramps(teacher, subnet=subnet, pooler_of=pooler_of, seed=training.seed)
@@ -114,6 +116,7 @@ def train(
         budget_flops=budget_flops,
         training=training,
         subnet=subnet,
+        evaluate=evaluate,
         hooks=hooks,
     )
     return ExitMethod(

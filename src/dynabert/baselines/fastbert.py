@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynabert.baselines.method import ExitMethod
-from dynabert.baselines.ramps import fit, made
+from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.exits import Ramp, n_classes
@@ -87,6 +87,7 @@ def train(
     budget_flops: float,
     subnet: Subnet = Subnet(),
     thresholds: tuple[float, ...] = SPEEDS,
+    evaluate: Score | None = None,
     hooks: Hooks | None = None,
 ) -> ExitMethod:
     """Train student heads on a fine-tuned network, which stays as it is.
@@ -99,6 +100,7 @@ def train(
     :param budget_flops: what training may spend.
     :param subnet: the size that gets the heads.
     :param thresholds: the operating points.
+    :param evaluate: see `dynabert.baselines.ramps.train_ramps`.
     :raises SettingError: a regression, or a budget below one step.
     """
     ramps = made(teacher, subnet, StudentHead, seed=training.seed)
@@ -112,6 +114,7 @@ def train(
         budget_flops=budget_flops,
         training=training,
         subnet=subnet,
+        evaluate=evaluate,
         hooks=hooks,
     )
     return ExitMethod(

@@ -6,13 +6,13 @@ The authors drop layers from pre-training on, and say that doing so in fine-tuni
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dynabert.baselines.fitting import fit_subnets, steps_within
 from dynabert.baselines.method import ElasticMethod
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
-from dynabert.errors import SettingError, one_of
+from dynabert.errors import SettingError
 from dynabert.hooks import Hooks
 from dynabert.measure import labels_of, main_metric, predict, selection_score
 from dynabert.recipes import TEACHER
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from dynabert.batches import Batches
 
 NAME = "layerdrop"
-SHARES = (1.0, 0.75, 0.5, 0.25)
-"""Shares of the layers that are kept: the operating points."""
-
-Selection = Literal["every-other", "validated"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,11 @@ def every_other(n_layers: int, n_kept: int) -> tuple[int, ...]:
     d = 0 modulo 1 / p, as the paper says; for other numbers its rule does not give the number asked for.
     """
     return tuple(place * n_layers // n_kept for place in range(n_kept))
+
+
+def evenly_spread(shape: EncoderShape) -> tuple[Subnet, ...]:
+    """The layers of `every_other`, for every number of them, most layers first."""
+    return tuple(whole_layers(shape, every_other(shape.n_layers, kept)) for kept in range(shape.n_layers, 0, -1))
 
 
 def validated(elastic: ElasticModel, targets: Sequence[int], select: "Batches", task: Task) -> dict[int, Subnet]:
@@ -116,25 +117,21 @@ def train(
     lr: float,
     budget_flops: float,
     rate: float = 0.2,
-    selection: Selection = "every-other",
-    shares: Sequence[float] = SHARES,
     name: str = NAME,
     hooks: Hooks | None = None,
 ) -> ElasticMethod:
-    """Fine-tune a pre-trained encoder on labels while its layers are dropped, then choose layers for each target.
+    """Fine-tune a pre-trained encoder on labels while its layers are dropped. Its points are all numbers of layers.
+
+    The layers of each are spread evenly; `with_validated_layers` chooses others for the same weights.
 
     :param start: the pre-trained encoder with a fresh head; it is copied.
     :param batches: rows with labels, by step.
-    :param select: held-out rows: for the choice of the best weights, by the full network, and of layers.
+    :param select: held-out rows, for the choice of the best weights: by the mean over all points, as DynaBERT's are.
     :param rate: see `LayerDrop`.
-    :param selection: ``every-other``, or ``validated`` on the `select` rows.
-    :param shares: of the layers, for each operating point.
     :param name: what the method calls itself; the training is the same by any name.
-    :raises SettingError: a rate or selection that is none, or a budget below one step.
+    :raises SettingError: a rate that is none, or a budget below one step.
     """
-    if selection not in ("every-other", "validated"):
-        raise SettingError(one_of("selection", selection, ("every-other", "validated")))
-    elastic, n_layers = start.copy(), start.shape.n_layers
+    elastic, subnets = start.copy(), evenly_spread(start.shape)
     stage = replace(TEACHER, name=NAME, schedule=LayerDrop(start.shape, rate), lr=lr)
     spent = fit_subnets(
         elastic,
@@ -142,12 +139,19 @@ def train(
         batches,
         n_steps=steps_within(budget_flops, [stage], elastic, batches, seed=training.seed),
         training=training,
-        evaluate=selection_score(select, task),
+        evaluate=selection_score(select, task, subnets=subnets, precision=training.precision),
         hooks=hooks,
     )
-    targets = sorted({max(1, round(share * n_layers)) for share in shares}, reverse=True)
-    if selection == "validated":
-        found = validated(elastic, targets, select, task)
-    else:
-        found = {n_kept: whole_layers(elastic.shape, every_other(n_layers, n_kept)) for n_kept in targets}
-    return ElasticMethod(name=name, elastic=elastic, subnets=tuple(found[n_kept] for n_kept in targets), spent=spent)
+    return ElasticMethod(name=name, elastic=elastic, subnets=subnets, spent=spent)
+
+
+def with_every_other_layer(method: ElasticMethod, *, name: str) -> ElasticMethod:
+    """The same trained network, its layers spread evenly, for every number of them."""
+    return replace(method, name=name, subnets=evenly_spread(method.elastic.shape))
+
+
+def with_validated_layers(method: ElasticMethod, select: "Batches", task: Task, *, name: str) -> ElasticMethod:
+    """The same trained network, its layers chosen by `validated` for every number of them."""
+    n_layers = method.elastic.shape.n_layers
+    found = validated(method.elastic, range(1, n_layers + 1), select, task)
+    return replace(method, name=name, subnets=tuple(found[n_kept] for n_kept in range(n_layers, 0, -1)))

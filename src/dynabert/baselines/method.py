@@ -274,12 +274,16 @@ class ExitMethod(Trained):
         return EarlyExit(self.elastic.at(self.subnet), self.elastic.family, self.ramps, rule=self.rule)
 
     def points(self) -> tuple[str, ...]:
-        """``s`` and the threshold; of another size than the full one, its name and ``@`` before that."""
+        """``s`` and the threshold, with as many digits as tell it from the others; of a smaller size ``NAME@s``."""
         return tuple(self._thresholds())
 
     def _thresholds(self) -> dict[str, float]:
         size = "" if self.subnet == Subnet() else f"{self.subnet.name}@"
-        return {f"{size}s{threshold:g}": threshold for threshold in self.thresholds}
+        short = [f"{threshold:g}" for threshold in self.thresholds]
+        names = [
+            name if short.count(name) == 1 else repr(float(x)) for name, x in zip(short, self.thresholds, strict=True)
+        ]
+        return {f"{size}s{name}": threshold for name, threshold in zip(names, self.thresholds, strict=True)}
 
     def predict(self, point: str, batches: Iterable[Batch]) -> Predicted:
         """The answers at one threshold: those of `EarlyExit.predict`."""
@@ -355,6 +359,7 @@ def sweep_of(
     task: Task,
     reference: np.ndarray,
     points: Sequence[str] | None = None,
+    answers: Mapping[str, Predicted] | None = None,
 ) -> Sweep:
     """Measure the operating points of a method: the same Sweep as of DynaBERT, without latency.
 
@@ -363,6 +368,7 @@ def sweep_of(
     :param task: says how predictions are judged.
     :param reference: logits of the network to compare with, the teacher for instance, shape (rows, n_labels).
     :param points: which; by default all.
+    :param answers: of the method to these rows, by point, where they are known already; by default it is asked.
     :return: a row for each point; layers and FLOPs are means over the rows, FLOPs rounded.
     :raises SettingError: rows without labels, or an unknown point.
     :raises DataError: no rows, or logits that do not fit the task.
@@ -376,15 +382,15 @@ def sweep_of(
 
     measurements = []
     for point in method.points() if points is None else points:
-        answers = method.predict(point, rows)
-        digest.update(point.encode() + answers.logits.tobytes())
+        given = method.predict(point, rows) if answers is None else answers[point]
+        digest.update(point.encode() + given.logits.tobytes())
         measurements.append(
             Measurement(
                 subnet=point,
-                n_layers=float(answers.n_layers.mean()),
+                n_layers=float(given.n_layers.mean()),
                 of_layers=method.of_layers,
-                quality=quality_of(task, labels, answers.logits, reference, reference_metric),
-                cost=Cost(n_params=method.n_params(point), flops=round(float(answers.flops.mean()))),
+                quality=quality_of(task, labels, given.logits, reference, reference_metric),
+                cost=Cost(n_params=method.n_params(point), flops=round(float(given.flops.mean()))),
                 loads_with=method.loads_with(point),
             )
         )

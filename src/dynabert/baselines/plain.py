@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dynabert.baselines.fitting import Only, fit_subnets, steps_within
-from dynabert.baselines.layerdrop import SHARES, whole_layers
+from dynabert.baselines.layerdrop import whole_layers
 from dynabert.baselines.method import SeparateMethod, Small, Spent
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -23,6 +23,9 @@ _LABELS = replace(TEACHER, name="alone")
 _DISTILLED = replace(_LABELS, weights=RECIPES["default"].stages[-1].weights, teacher="original")
 """The loss of our depth stage, from the fine-tuned network."""
 
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Shares of the layers that the first ones are trained at."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -38,8 +41,9 @@ class Rows:
 
 
 def first_layers(shape: EncoderShape, shares: Sequence[float] = SHARES) -> tuple[Subnet, ...]:
-    """The first layers of an encoder, for each share of them, largest first."""
-    counts = sorted({max(1, round(share * shape.n_layers)) for share in shares}, reverse=True)
+    """The first layers of an encoder, for each share of them as many as cost no more than that, largest first."""
+    # a share such as 1 / 3 times the layers may lie a rounding below the whole number
+    counts = sorted({max(1, int(share * shape.n_layers + 1e-9)) for share in shares}, reverse=True)
     return tuple(whole_layers(shape, range(n_kept)) for n_kept in counts)
 
 
@@ -129,7 +133,7 @@ def _each(
             n_steps=n_steps,
             training=training,
             teacher=teacher,
-            evaluate=selection_score(rows.select, rows.task, subnets=(subnet,)),
+            evaluate=selection_score(rows.select, rows.task, subnets=(subnet,), precision=training.precision),
             hooks=hooks,
         )
         members[subnet.name] = Small.of(elastic, subnet)

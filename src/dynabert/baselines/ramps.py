@@ -1,32 +1,37 @@
 """One small loop that trains the ramps of an early exit on a network that stays as it is."""
 
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dynabert.baselines.method import Spent
-from dynabert.distill import Training
+from dynabert.distill import Best, Training
 from dynabert.elastic import ElasticModel
-from dynabert.exits import Ramp, n_classes
+from dynabert.exits import EarlyExit, Ramp, n_classes
 from dynabert.failures import may_step
 from dynabert.hooks import Hooks, Progress, StepReport
 from dynabert.losses import LossWeights
+from dynabert.measure import labels_of, main_metric
 from dynabert.precision import TrainingViews
 from dynabert.recipes import Stage
 from dynabert.stack import Stack
 from dynabert.stepping import adamw, clip, learning_rate, seeded, take
 from dynabert.subnet import Subnet
+from dynabert.tasks import Task, metric_of
 from dynabert.workload import BACKWARD, StepRows, affordable_steps, forward_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PretrainedConfig
 
     from dynabert.batches import Batch, BatchSource
 
 _INIT_STD = 0.02  # of new weights, as BERT's are
+
+Score: TypeAlias = Callable[[EarlyExit], float]
+"""Of a network with its ramps, on held-out rows; higher is better."""
 
 
 class RampLoss(Protocol):
@@ -40,6 +45,23 @@ class RampLoss(Protocol):
         :param labels: (batch,), or None for rows without.
         :param n_examples: of the whole step, to divide the sum by.
         """
+
+
+def selection_score(batches: "Iterable[Batch]", task: Task) -> Score:
+    """The score by which training chooses the weights of ramps: the mean of the main metric over all of them.
+
+    :param batches: held-out rows, each once, with labels; read once and kept.
+    :param task: says how predictions are judged.
+    :raises SettingError: rows without labels.
+    """
+    rows = tuple(batches)
+    labels = labels_of(rows)
+
+    def evaluate(exits: EarlyExit) -> float:
+        *ramps, _ = exits.all_exits(rows)
+        return float(np.mean([main_metric(metric_of(task, labels, logits)) for logits in ramps]))
+
+    return evaluate
 
 
 def made(
@@ -72,6 +94,7 @@ def fit(
     budget_flops: float,
     training: Training,
     subnet: Subnet = Subnet(),
+    evaluate: Score | None = None,
     hooks: Hooks | None = None,
 ) -> Spent:
     """Train ramps in place for as many steps as a budget pays; what was spent."""
@@ -81,7 +104,17 @@ def fit(
     n_steps = affordable_steps(budget_flops, flops)
     labels_alone = LossWeights(logits=0, hidden=0, embeddings=0, labels=1)
     stage = Stage(name, "full", labels_alone, teacher="none", epochs=n_steps / len(batches), lr=lr)
-    train_ramps(elastic, stage, ramps, batches, loss=loss, training=training, subnet=subnet, hooks=hooks)
+    train_ramps(
+        elastic,
+        stage,
+        ramps,
+        batches,
+        loss=loss,
+        training=training,
+        subnet=subnet,
+        evaluate=evaluate,
+        hooks=hooks,
+    )
     return Spent(n_steps * flops, n_steps)
 
 
@@ -94,6 +127,7 @@ def train_ramps(
     loss: RampLoss,
     training: Training,
     subnet: Subnet = Subnet(),
+    evaluate: Score | None = None,
     hooks: Hooks | None = None,
 ) -> Progress:
     """Train ramps in place; the network beneath runs without dropout and without gradients.
@@ -103,8 +137,9 @@ def train_ramps(
     :param ramps: of `Ramp`, one for each layer of the Subnet but the last; they end in eval mode.
     :param batches: training rows, by step.
     :param loss: of one ramp.
-    :param training: settings of the loop; nothing is evaluated, and no checkpoints are made.
+    :param training: settings of the loop; no checkpoints are made.
     :param subnet: the size that gets the ramps.
+    :param evaluate: scores the ramps on held-out rows, for the choice of the best weights; by default the last stay.
     :param hooks: told of each step.
     :return: the steps taken.
     :raises NonFiniteError: NaN or infinity in several steps in a row.
@@ -115,6 +150,10 @@ def train_ramps(
     ramps.train()
     while run.progress.step < run.n_steps:
         hooks.stepped(run.step())
+        if evaluate is not None and training.evaluates_after(run.progress.step, run.n_steps):
+            run.evaluate(evaluate, hooks)
+    if run.progress.best_step >= 0:
+        run.best.restore()
     ramps.eval()
     return run.progress
 
@@ -134,7 +173,8 @@ class _RampRun:
         subnet: Subnet,
     ) -> None:
         self.stage, self.ramps, self.batches, self.loss, self.training = stage, ramps, batches, loss, training
-        self.device = elastic.model.device
+        self.device, self.best = elastic.model.device, Best(ramps)
+        self.exits = EarlyExit(elastic.at(subnet), elastic.family, ramps)
         self.stack = Stack(TrainingViews(elastic, precision=training.precision).at(subnet).eval(), elastic.family)
         self.n_steps = stage.n_steps(len(batches))
         self.parameters = list(ramps.parameters())
@@ -172,6 +212,15 @@ class _RampRun:
             losses={f"ramp{place}": {"ramp": x} for place, x in enumerate(losses.tolist(), 1)} if logged else {},
             skipped=() if taken else rows,
         )
+
+    def evaluate(self, evaluate: Score, hooks: Hooks) -> None:
+        """Score the ramps and keep their weights if they are the best so far; of equal scores the later ones."""
+        score = evaluate(self.exits)
+        best = score >= self.progress.best_score
+        if best:
+            self.best.keep()
+            self.progress.best_score, self.progress.best_step = score, self.progress.step
+        hooks.evaluated(self.stage, self.progress.step, score, best)
 
     def _losses(self, batch: "Batch") -> Tensor:
         """The loss of each ramp on one micro-batch, shape (ramps,)."""

@@ -122,7 +122,8 @@ class _TaskStudy:
         for key in self.plans:
             trained = partial(self.trained, key)
             score = attrgetter("select_score")
-            self.lrs[key], self.trials[key] = tuned(trained, self.rates, self.seeds, score=score)
+            found = tuned(trained, self.rates, self.seeds, score=score)
+            self.lrs[key], self.trials[key] = found.lr, found.trials
         for lr in self.rates if LEARNING_RATE in self.factors else ():
             if lr != self.lrs[BASE, BASE]:
                 key = (LEARNING_RATE, f"{lr:g}")

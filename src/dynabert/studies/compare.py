@@ -2,10 +2,12 @@
 
 Of each method the point is chosen on the `select` rows: the best one whose mean cost is within a share of the full
 network's FLOPs. What is reported is that point on the validation rows. Every method has its learning rate chosen from
-the same list, on the `select` rows with the first seed.
+the same list, on the `select` rows with the first seed; where the best of several is the lowest or highest, one more is
+tried beyond it. Methods that fine-tune the encoder themselves may spend the teacher's training FLOPs as well.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.baselines import METHODS, ExitMethod, train_method
+from dynabert.baselines import METHODS, ExitMethod, Method, relatives, train_method
+from dynabert.baselines.plain import Rows
 from dynabert.errors import SettingError, one_of
 from dynabert.hooks import Hooks
 from dynabert.statistics import (
@@ -26,38 +29,47 @@ from dynabert.statistics import (
     p_value,
     resampled_difference,
 )
-from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, check_settings, tuned
+from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, Tuned, check_settings, tuned
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
+from dynabert.tasks import Task
 
 OURS = "dynabert"
 SHARES = (0.5, 0.25)
 RESULT = "compare.json"
+NO_POINT = "no point so cheap"
+
+log = logging.getLogger("dynabert")
 
 
 @dataclass(frozen=True)
 class Standing:
     """A method at one cost, beside DynaBERT; metrics in hundredths, means over the seeds.
 
+    Where a method has no point as cheap as that, `point` says so, and what would be measured is None.
+
     :param share: of the full network's FLOPs, at most.
-    :param point: what was chosen with the first seed.
+    :param point: what was chosen with the first seed, or `NO_POINT`.
     :param flops: of an input at that point, as a share of the full network's, on the validation rows.
     :param difference: DynaBERT minus the method, with its 95 % interval over rows and seeds; with fewer than five seeds
-        it is too short. None for DynaBERT itself, and where a method has no point as cheap as that.
+        it is too short. None for DynaBERT itself, and where that has no such point.
     :param p_holm: two-sided p value, corrected for all differences of the comparison.
     :param time: of an input, as a share of the full network's, one by one and in batches of 32.
+    :param lr: that was chosen; None where tasks differ in it.
+    :param at_edge: the rate is the lowest or highest that was tried, on one of the tasks at least.
     """
 
     method: str
     share: float
     point: str
-    metric: float
-    flops: float
+    metric: float | None
+    flops: float | None
     difference: Difference | None
     p_holm: float | None
-    time: tuple[float, float]
+    time: tuple[float, float] | None
     lr: float | None
     n_steps: int
+    at_edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,9 @@ class Comparison:
     """All methods of a comparison, and what they have in common.
 
     :param full: metric of the teachers, in hundredths, mean over the seeds.
+    :param training_flops: of every method, beyond the teacher.
     :param sweeps: of every method with the first seed, by name.
+    :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
     """
 
     task: str
@@ -75,6 +89,7 @@ class Comparison:
     training_flops: float
     standings: tuple[Standing, ...]
     sweeps: Mapping[str, Sweep]
+    teacher_flops: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -87,20 +102,34 @@ class Comparison:
         from rich import box
         from rich.table import Table
 
-        title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs; full network {self.full:.2f}"
-        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
-        table = Table(title=title, caption=caption, box=box.SIMPLE)
-        for name in ("at most", "method", "point"):
+        title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs at most; full network {self.full:.2f}"
+        table = Table(
+            title=title,
+            caption=self._caption(),
+            box=box.SIMPLE,
+            collapse_padding=True,
+            pad_edge=False,
+            show_edge=False,
+        )
+        for name in ("share", "method", "point"):
             table.add_column(name, no_wrap=True)
-        for name in ("metric", "FLOPs", "ours - its, 95 %", "p (Holm)", "time x1", "x32", "steps"):
+        for name in ("metric", "FLOPs", "ours - its, 95 %", "p", "x1", "x32", "lr", "steps"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.standings:
-            better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
-            p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
-            times = (f"{row.time[0]:.0%}", f"{row.time[1]:.0%}")
-            cells = (f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *times, str(row.n_steps))
-            table.add_row(f"{row.share:.0%}", row.method, _brief(row.point), *cells)
+            table.add_row(f"{row.share:.0%}", row.method, *_cells(row), _rate(row), str(row.n_steps))
         return plain_text(table)
+
+    def _caption(self) -> str:
+        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
+        if self.teacher_flops:
+            own = ", ".join(name for name in self._methods() if name != OURS and METHODS[name].from_encoder)
+            also = f"; {own} also the {self.teacher_flops / 1e12:.3g} of the teacher, which they do without"
+            caption += also if own else ""
+        caption += ". p: by Holm; x1, x32: time of an input, alone and in batches of 32, in the full network's."
+        return caption + (" *: the lowest or highest rate tried." if any(row.at_edge for row in self.standings) else "")
+
+    def _methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.method for row in self.standings))
 
 
 @dataclass(frozen=True)
@@ -109,6 +138,19 @@ class _Stood:
 
     standing: Standing
     resampled: Resampled | None
+
+
+def _cells(row: Standing) -> tuple[str, ...]:
+    """Point, metric, FLOPs, difference, p and times of a row."""
+    if row.metric is None or row.flops is None or row.time is None:
+        return ("", "", "", row.point, "", "", "")
+    better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
+    p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
+    return (_brief(row.point), f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *(f"{t:.0%}" for t in row.time))
+
+
+def _rate(row: Standing) -> str:
+    return ("by task" if row.lr is None else f"{row.lr:.3g}") + ("*" if row.at_edge else "")
 
 
 def _brief(point: str) -> str:
@@ -124,42 +166,52 @@ class _TaskComparison:
         self.rates = tuple(rates) or (study.plan.recipe.stages[-1].lr,)
         self.seeds = study.seeds(n_seeds)
         self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
-        self.trials: dict[str, list[Trial]] = {}
-        self.lrs: dict[str, float] = {}
+        self.tuned: dict[str, Tuned] = {}
 
     def train(self) -> None:
         """Tune every method with the first seed, then train it with all."""
         for method in self.methods:
             trained = partial(self.trained, method)
-            self.lrs[method], self.trials[method] = tuned(trained, self.rates, self.seeds, score=self._selected)
+            self.tuned[method] = tuned(trained, self.rates, self.seeds, score=self._selected, further=True)
 
     def trained(self, method: str, lr: float, seed: int) -> Trial:
         """One method at one rate and seed, at the training cost of the run."""
-        study, budget = self.study, self.study.budget_flops
-        name = f"{method}-lr{lr:g}"
+        study = self.study
         if method == OURS:
             recipe = study.at_budget(study.plan.recipe.adjusted(lr=lr))
-            return study.trained(name, replace(study.plan, recipe=recipe), seed=seed)
+            return study.trained(f"{method}-lr{lr:g}", replace(study.plan, recipe=recipe), seed=seed)
+        return self._kept(method, lr, seed, lambda: self._train(method, lr, seed))
 
-        def make() -> Trial:
-            rows, training = study.rows(seed), replace(study.plan.training, seed=seed)
-            trained = train_method(
-                method,
-                study.network(seed),
-                study.start(seed),
-                train=rows.train,
-                select=rows.select,
-                task=rows.task,
-                budget_flops=budget,
-                training=training,
-                lr=lr,
-                hooks=study.hooks,
-            )
-            if isinstance(trained, ExitMethod):  # thresholds for the very costs that are compared
-                trained = trained.within(rows.select, [share * self.full_flops for share in SHARES])
-            return study.trial(name, trained, seed)
+    def _kept(self, method: str, lr: float, seed: int, make: Callable[[], Method]) -> Trial:
+        """The trial of another method, measured when it is made."""
+        study, name = self.study, f"{method}-lr{lr:g}"
+        settings = (method, self._budget(method), lr, study.plan.training.precision, seed, METHODS[method].version)
+        return study.kept(f"{name}-{seed}", settings, lambda: study.trial(name, make(), seed))
 
-        return study.kept(f"{name}-{seed}", (method, budget, lr, study.plan.training.precision, seed), make)
+    def _budget(self, method: str) -> float:
+        return self.study.budget_flops + (self.study.teacher_flops if METHODS[method].from_encoder else 0.0)
+
+    def _train(self, method: str, lr: float, seed: int) -> Method:
+        """Another method; those of the comparison that come of the same training are kept as well."""
+        study, rows = self.study, self.study.rows(seed)
+        trained = train_method(
+            method,
+            study.network(seed),
+            study.start(seed),
+            train=rows.train,
+            select=rows.select,
+            task=rows.task,
+            budget_flops=self._budget(method),
+            training=replace(study.plan.training, seed=seed),
+            lr=lr,
+            hooks=study.hooks,
+        )
+        for other in set(relatives(method)) & set(self.methods):
+            choose = partial(METHODS[other].choose, trained, Rows(rows.train, rows.select, rows.task))
+            self._kept(other, lr, seed, choose)
+        if isinstance(trained, ExitMethod):  # thresholds for the very costs that are compared
+            return trained.within(rows.select, [share * self.full_flops for share in SHARES])
+        return trained
 
     def point_at(self, trial: Trial, share: float) -> Point | None:
         """The best point on the `select` rows within a share of the full network's FLOPs."""
@@ -178,45 +230,57 @@ class _TaskComparison:
 
     def standings(self, *, draw: int) -> list[_Stood]:
         """Every method at every share."""
-        return [
-            stood
-            for share in SHARES
-            for method in self.methods
-            if (stood := self._stood(method, share, draw=draw)) is not None
-        ]
+        return [self._stood(method, share, draw=draw) for share in SHARES for method in self.methods]
 
-    def _stood(self, method: str, share: float, *, draw: int) -> _Stood | None:
-        runs, ours = self.trials[method], self.trials[OURS]
+    def _stood(self, method: str, share: float, *, draw: int) -> _Stood:
+        found, ours = self.tuned[method], self.tuned[OURS].trials
+        runs = found.trials
         points, rivals = ([self.point_at(run, share) for run in side] for side in (runs, ours))
         chosen = [point for point in points if point is not None]
+        standing = Standing(
+            method=method,
+            share=share,
+            point=NO_POINT,
+            metric=None,
+            flops=None,
+            difference=None,
+            p_holm=None,
+            time=None,
+            lr=found.lr,
+            n_steps=runs[0].n_steps,
+            at_edge=found.at_edge,
+        )
         if len(chosen) < len(points):
-            return None
+            return _Stood(standing, None)
         metric, labels = ROW_METRICS[self.study.task.primary_metric], self.study.labels
         answers = [run.logits[point.name] for run, point in zip(runs, chosen, strict=True)]
         resampled = None
         if method != OURS and all(rivals):
             own = [run.logits[point.name] for run, point in zip(ours, rivals, strict=True) if point is not None]
             resampled = resampled_difference(metric, labels, {"": own}, {"": answers}, n=N_RESAMPLES, seed=draw)
-        times = [point.time for point in chosen]
-        standing = Standing(
-            method=method,
-            share=share,
+        measured = replace(
+            standing,
             point=chosen[0].name,
             metric=100 * float(np.mean([metric(labels, logits) for logits in answers])),
             flops=float(np.mean([point.flops for point in chosen])) / self.full_flops,
-            difference=None,
-            p_holm=None,
-            time=(float(np.mean([time[0] for time in times])), float(np.mean([time[1] for time in times]))),
-            lr=self.lrs[method],
-            n_steps=runs[0].n_steps,
+            time=_mean_time([point.time for point in chosen]),
         )
-        return _Stood(standing, resampled)
+        return _Stood(measured, resampled)
 
     def summary(self, standings: tuple[Standing, ...]) -> Comparison:
         """The comparison of this task alone."""
         task, flops = self.study.task, self.study.budget_flops
-        sweeps = {method: runs[0].sweep for method, runs in self.trials.items()}
-        return Comparison(task.name, task.primary_metric, self.full(), self.seeds, flops, standings, sweeps)
+        sweeps = {method: found.trials[0].sweep for method, found in self.tuned.items()}
+        return Comparison(
+            task=task.name,
+            metric=task.primary_metric,
+            full=self.full(),
+            seeds=self.seeds,
+            training_flops=flops,
+            standings=standings,
+            sweeps=sweeps,
+            teacher_flops=self.study.teacher_flops,
+        )
 
 
 def compare(
@@ -239,16 +303,16 @@ def compare(
     :param limit: train on a random part of that many rows.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/compare.json``.
-    :raises SettingError: an unknown method, no runs or seeds, or rates or a budget that are not above 0.
+    :raises SettingError: an unknown method, early exit asked for by name for a regression, no runs or seeds, or rates
+        or a budget that are not above 0.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise SettingError(one_of("method", unknown[0], METHODS))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
-    tasks = [
-        _TaskComparison(Study(Path(run), budget=budget, limit=limit, hooks=hooks), methods, rates=lrs, n_seeds=n_seeds)
-        for run in runs
-    ]
+    studies = [Study(Path(run), budget=budget, limit=limit, hooks=hooks) for run in runs]
+    methods = _possible(methods, [study.task for study in studies])
+    tasks = [_TaskComparison(study, methods, rates=lrs, n_seeds=n_seeds) for study in studies]
     stood, summaries = [], []
     for draw, task in enumerate(tasks):
         task.train()
@@ -256,6 +320,22 @@ def compare(
         summaries.append(task.summary(_standings([stood[-1]])))
         task.study.write(RESULT, summaries[-1].to_dict())
     return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _standings(stood))
+
+
+def _possible(methods: Sequence[str], tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The methods that can do all tasks; of the whole list those that cannot are left out, else they are refused.
+
+    :raises SettingError: early exit was asked for by name, and a task is a regression.
+    """
+    regressions = ", ".join(task.name for task in tasks if task.is_regression)
+    refused = [method for method in methods if regressions and METHODS[method].needs_classes]
+    if refused and set(methods) != set(METHODS):
+        raise SettingError(
+            f"{', '.join(refused)}: early exit needs classes, and {regressions} is a regression; leave out"
+        )
+    if refused:
+        log.info("left out, as %s is a regression and early exit needs classes: %s", regressions, ", ".join(refused))
+    return tuple(method for method in methods if method not in refused)
 
 
 def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:
@@ -285,16 +365,31 @@ def _mean(rows: Sequence[Standing]) -> Standing:
     first = rows[0]
     if len(rows) == 1:
         return first
-    times = [row.time for row in rows]
-    return replace(
+    mean = replace(
         first,
-        point=first.point if len({row.point for row in rows}) == 1 else "by task",
-        metric=float(np.mean([row.metric for row in rows])),
-        flops=float(np.mean([row.flops for row in rows])),
-        time=(float(np.mean([time[0] for time in times])), float(np.mean([time[1] for time in times]))),
+        point=NO_POINT,
+        metric=None,
+        flops=None,
+        time=None,
         lr=first.lr if len({row.lr for row in rows}) == 1 else None,
         n_steps=round(np.mean([row.n_steps for row in rows])),
+        at_edge=any(row.at_edge for row in rows),
     )
+    metrics = [row.metric for row in rows if row.metric is not None]
+    if len(metrics) < len(rows):  # a mean over the other tasks would be one of another thing
+        return mean
+    return replace(
+        mean,
+        point=first.point if len({row.point for row in rows}) == 1 else "by task",
+        metric=float(np.mean(metrics)),
+        flops=float(np.mean([row.flops for row in rows if row.flops is not None])),
+        time=_mean_time([row.time for row in rows if row.time is not None]),
+    )
+
+
+def _mean_time(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    alone, together = np.mean(times, axis=0)
+    return float(alone), float(together)
 
 
 def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]) -> Comparison:
@@ -306,4 +401,5 @@ def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]
         training_flops=float(np.mean([summary.training_flops for summary in summaries])),
         standings=standings,
         sweeps={},
+        teacher_flops=float(np.mean([summary.teacher_flops for summary in summaries])),
     )

@@ -40,10 +40,13 @@ def _distillation(plan: Plan) -> dict[str, Plan]:
 
 
 def _assistant(plan: Plan) -> dict[str, Plan]:
-    """A teacher assistant is what the `previous` stage gave: without it the original teaches throughout."""
+    """A teacher assistant is what the `previous` stage gave: without it the original teaches throughout, in full width.
+
+    At the width of the student the original would be a network cut to sizes that nobody trained.
+    """
 
     def taught(stage: Stage) -> Stage:
-        return replace(stage, teacher="original") if stage.teacher == "previous" else stage
+        return replace(stage, teacher="original", teacher_width="full") if stage.teacher == "previous" else stage
 
     original = _stages(plan.recipe, taught)
     one = replace(original, stages=tuple(stage for stage in original.stages if stage.subnets == "grid"))
@@ -54,11 +57,13 @@ def _assistant(plan: Plan) -> dict[str, Plan]:
 
 
 def _teacher_width(plan: Plan) -> dict[str, Plan]:
+    """Only a teacher from the `previous` stage has narrow sizes that were trained; the original is left as it is."""
+
     def changed(width: Any) -> Plan:  # noqa: ANN401 (one of two literals)
         return replace(
             plan,
             recipe=_stages(
-                plan.recipe, lambda stage: replace(stage, teacher_width=width) if stage.subnets == "grid" else stage
+                plan.recipe, lambda stage: replace(stage, teacher_width=width) if stage.teacher == "previous" else stage
             ),
         )
 

@@ -30,7 +30,7 @@ from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import labels_of, predict
 from dynabert.plan import Plan
-from dynabert.recipes import Recipe
+from dynabert.recipes import Recipe, Stage
 from dynabert.results import Saved, load_result
 from dynabert.run import train, train_teacher
 from dynabert.statistics import ROW_METRICS
@@ -108,7 +108,10 @@ class Trial:
         """
         try:
             with safe_open(path, framework="np") as file:
-                about = json.loads((file.metadata() or {})["trial"])
+                saved = file.metadata() or {}
+                if saved["format_version"] != str(FORMAT_VERSION):
+                    raise ValueError(f"format version {saved['format_version']}, not {FORMAT_VERSION}")
+                about = json.loads(saved["trial"])
                 points = tuple(Point(**{**point, "time": tuple(point["time"])}) for point in about.pop("points"))
                 logits = {point.name: file.get_tensor(point.name) for point in points}
             sweep = Sweep.from_dict(about.pop("sweep"), what=str(path))
@@ -133,6 +136,7 @@ class Study:
         self.budget, self.device = budget, pick_device(None)
         self.plan = self.saved.plan
         self.task, self._roles = self.saved.roles()
+        self._n_teacher_rows = len(self._roles.train)
         if limit is not None:
             _, self._roles = self.source.load()
         self._rows: dict[int, Prepared] = {}
@@ -175,6 +179,19 @@ class Study:
         """Training FLOPs that each training may spend."""
         return self.budget * self.cost(self.plan.recipe)
 
+    @property
+    def teacher_flops(self) -> float:
+        """Training FLOPs of the teacher; 0 where the run took a fine-tuned model as it is: `start` is that model then.
+
+        The teacher learns from all rows of the run, whatever the study is limited to.
+        """
+        stage, seed = self.plan.teacher, self.plan.training.seed
+        if not isinstance(stage, Stage):
+            return 0.0
+        train = self.rows(seed).train
+        n_steps = stage.n_steps(round(len(train) * self._n_teacher_rows / len(self._roles.train)))
+        return n_steps * mean_step_flops(stage, self.elastic, StepRows.of(train), seed=seed)
+
     def at_budget(self, recipe: Recipe) -> Recipe:
         """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
         factor = self.budget_flops / self.cost(recipe)
@@ -193,19 +210,22 @@ class Study:
         :param settings: everything that its result depends on besides the run: plain values.
         :param make: trains it.
         """
-        known = json.dumps([settings, self.saved.data, self.source.to_json()], sort_keys=True, default=str)
-        digest = hashlib.sha256(known.encode()).hexdigest()[:10]
-        path = self.folder / "trials" / f"{name.replace(' ', '-')}-{digest}.safetensors"
+        path = self.folder / "trials" / f"{self._label(name, settings)}.safetensors"
         if not path.exists():
             make().save(path)
         return Trial.load(path)
+
+    def _label(self, name: str, settings: object) -> str:
+        """The name of a trial, with a digest of all that it depends on."""
+        known = json.dumps([settings, self.saved.data, self.source.to_json()], sort_keys=True, default=str)
+        return f"{name.replace(' ', '-')}-{hashlib.sha256(known.encode()).hexdigest()[:10]}"
 
     def network(self, seed: int) -> ElasticModel:
         """The teacher of a seed."""
         return self._elastic(load(self.teacher(seed)))
 
     def start(self, seed: int) -> ElasticModel:
-        """The encoder that the teacher was fine-tuned from, with a new task head."""
+        """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it."""
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
         return self._elastic(load_for(self.task, self.saved.model, plan))
 
@@ -226,9 +246,10 @@ class Study:
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
         recipe, grid, batching = asdict(plan.recipe), asdict(plan.grid), asdict(plan.batching)
         settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
-        return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, plan, seed))
+        work = self.folder / "running" / self._label(f"{name}-{seed}", settings)
+        return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, plan, seed, work))
 
-    def _train(self, name: str, plan: Plan, seed: int) -> Trial:
+    def _train(self, name: str, plan: Plan, seed: int, work: Path) -> Trial:
         n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
         spent = Spent(self.cost(plan.recipe), n_steps)
 
@@ -239,7 +260,6 @@ class Study:
 
         if plan == replace(self.plan, teacher=None) and self.source == self.saved.source:
             return measured(self.run)
-        work = self.folder / "running" / f"{name.replace(' ', '-')}-{seed}"
         train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
         trial = measured(work)
         remove_folder(work)
@@ -270,7 +290,13 @@ class Study:
             n_steps=method.n_steps,
             points=points,
             logits={point: answer.logits for point, answer in answers.items()},
-            sweep=sweep_of(method, rows.validation, task=rows.task, reference=predict(teacher, rows.validation)),
+            sweep=sweep_of(
+                method,
+                rows.validation,
+                task=rows.task,
+                reference=predict(teacher, rows.validation),
+                answers=answers,
+            ),
         )
 
 
@@ -303,22 +329,50 @@ def _sample(batches: Sequence[Batch], *, n: int, size: int) -> list[Batch]:
     return sample
 
 
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A learning rate that was chosen, and what was trained with it.
+
+    :param trials: one for each seed.
+    :param at_edge: the rate is the lowest or the highest of several that were tried: a better one may lie beyond.
+    """
+
+    lr: float
+    trials: list[Trial]
+    at_edge: bool
+
+
 def tuned(
     train: Callable[[float, int], Trial],
     rates: Sequence[float],
     seeds: Sequence[int],
     *,
     score: Callable[[Trial], float],
-) -> tuple[float, list[Trial]]:
+    further: bool = False,
+) -> Tuned:
     """Choose a learning rate with the first seed, and train with all.
 
     :param train: gives the trial of a rate and a seed.
     :param score: of a trial, on the `select` rows; higher is better.
-    :return: the rate, and a trial for each seed.
+    :param further: where the best of several rates is the lowest or the highest, try one more, a third or thrice of it.
     """
     scores = {lr: score(train(lr, seeds[0])) for lr in rates}
     best = max(scores, key=scores.__getitem__)
-    return best, [train(best, seed) for seed in seeds]
+    if further and _at_edge(best, scores):
+        beyond = _rounded(best / 3 if best == min(scores) else best * 3)
+        scores[beyond] = score(train(beyond, seeds[0]))
+        best = max(scores, key=scores.__getitem__)
+    return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores))
+
+
+def _at_edge(lr: float, tried: Iterable[float]) -> bool:
+    rates = sorted(tried)
+    return len(rates) > 1 and lr in (rates[0], rates[-1])
+
+
+def _rounded(lr: float) -> float:
+    """To three digits, so that a rate reads as it was used."""
+    return float(f"{lr:.3g}")
 
 
 def check_settings(runs: Sequence[object], *, n_seeds: int, budget: float, lrs: Sequence[float]) -> None:
