@@ -157,7 +157,7 @@ def paired_difference(
     """How much better a is than b on the same rows, and how sure that is.
 
     Both are resampled with the same rows. Given lists, seeds are resampled too, a's with b's at the same place: that
-    covers the chance of training as far as so few seeds show it (with fewer than five the interval is too short).
+    covers the chance of training as far as so few seeds show it (of one task with fewer than five a little short).
 
     :param metric_fn: as in `bootstrap_interval`.
     :param labels: shape (rows,).
@@ -224,9 +224,22 @@ def resampled_difference(
     measured = np.array([metric_fn(labels, run) for run in runs]).reshape(shape)
     resampled = _resampled(metric_fn, labels, runs, n, random).reshape(n, *shape)
     # (resamples, seeds): a - b of the mean over the Subnets
-    gains = (resampled[:, 0] - resampled[:, 1]).mean(axis=1)
+    gains = _spread_over_seeds((resampled[:, 0] - resampled[:, 1]).mean(axis=1))
     drawn = random.integers(0, shape[2], (n, shape[2]))
     return Resampled(float((measured[0] - measured[1]).mean()), np.take_along_axis(gains, drawn, axis=1).mean(axis=1))
+
+
+def _spread_over_seeds(gains: np.ndarray) -> np.ndarray:
+    """Differences (resamples, seeds) whose mean over seeds drawn from them varies as that over new seeds would.
+
+    The variance of k values around their own mean is (k - 1) / k of that around the true one. With a handful of seeds
+    that matters; rows are so many that it does not.
+    """
+    n_seeds = gains.shape[1]
+    if n_seeds == 1:
+        return gains
+    centre = gains.mean(axis=1, keepdims=True)
+    return centre + np.sqrt(n_seeds / (n_seeds - 1)) * (gains - centre)
 
 
 def mean_difference(comparisons: Sequence[tuple[float, np.ndarray]], *, level: float = 0.95) -> Difference:

@@ -31,7 +31,7 @@ class Effect:
     """What changing one thing does, in hundredths of the metric: variant minus base, over the seeds.
 
     :param where: ``mean`` over the grid, or the name of one Subnet.
-    :param low: end of the 95 % interval over rows and seeds; with fewer than five seeds it is too short.
+    :param low: end of the 95 % interval over rows and seeds; of one task with fewer than five seeds a little short.
     :param p_holm: two-sided p value, corrected for all effects of the study by Holm's method.
     :param metric: of the variant, mean over the seeds.
     :param lr: the learning rate chosen for the variant on the `select` rows; None where tasks differ in it.

@@ -51,8 +51,8 @@ class Standing:
     :param share: of the full network's FLOPs, at most.
     :param point: what was chosen with the first seed, or `NO_POINT`.
     :param flops: of an input at that point, as a share of the full network's, on the validation rows.
-    :param difference: DynaBERT minus the method, with its 95 % interval over rows and seeds; with fewer than five seeds
-        it is too short. None for DynaBERT itself, and where that has no such point.
+    :param difference: DynaBERT minus the method, with its 95 % interval over rows and seeds; of one task with fewer
+        than five seeds it is a little short. None for DynaBERT itself, and where that has no such point.
     :param p_holm: two-sided p value, corrected for all differences of the comparison.
     :param time: of an input, as a share of the full network's, one by one and in batches of 32.
     :param lr: that was chosen; None where tasks differ in it.
