@@ -85,6 +85,18 @@ def test_a_stage_that_nobody_planned_counts_alone():
     assert eta.remaining_s() == pytest.approx(60)
 
 
+def test_a_training_of_fewer_stages_can_follow_one_of_more():
+    eta, clock = make_eta()
+    for name, n_steps, _ in (("teacher", 100, 0), ("width", 100, 0), ("depth", 200, 0)):
+        eta.started(name, n_steps, 0)
+        take(eta, clock, range(n_steps), 1.0)
+    eta.planned((PlannedStage("sandwich", 100, 2.0),))
+    eta.started("sandwich", 100, 0)
+    assert eta.remaining_s() is None and eta.elapsed_s == 0
+    take(eta, clock, range(50), 2.0)
+    assert eta.remaining_s() == pytest.approx(100)
+
+
 def test_an_evaluation_is_a_line_with_the_time_gone_and_left():
     shown, clock = StringIO(), Clock()
     with Progress("{task.description} {task.fields[eta]}", console=Console(file=shown, width=200)) as progress:

@@ -47,8 +47,9 @@ class Eta:
         self._earlier = (0.0, 0.0)  # seconds and FLOPs of the stages that this process has completed
 
     def planned(self, stages: Sequence[PlannedStage]) -> None:
-        """All stages, in their order."""
-        self._stages = list(stages)
+        """All stages of a training, in their order; what was known of an earlier training is void."""
+        self._stages, self._begun, self._earlier = list(stages), None, (0.0, 0.0)
+        self._place = self._first = self._done = 0
 
     def started(self, name: str, n_steps: int, step: int) -> None:
         """A stage begins, or goes on at `step`."""
