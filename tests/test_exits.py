@@ -192,7 +192,7 @@ def test_thresholds_rise_until_the_rows_no_longer_show_the_agreement(rule, agree
 
     found = fastest_agreeing(logits, agreement, rule=rule)
     tried = [threshold for threshold in candidates(logits, rule) if threshold <= found]
-    assert NEVER < found and all(agreeing(threshold) >= needed for threshold in tried)
+    assert found > NEVER and all(agreeing(threshold) >= needed for threshold in tried)
     faster = [threshold for threshold in candidates(logits, rule) if threshold > found]
     assert bool(faster) == (agreement > 0)
     assert not faster or agreeing(faster[0]) < needed
