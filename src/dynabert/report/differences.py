@@ -67,7 +67,8 @@ class _Chart:
             *(alt.Tooltip(f"{name}:Q", title=name, format="+.2f") for name in ("difference", "low", "high")),
             alt.Tooltip("p_holm:Q", title="p (Holm)", format=".3f"),
         ]
-        bars = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=self.title), x2="high:Q")
+        x = alt.X("low:Q", title=self.title, scale=alt.Scale(padding=8))
+        bars = base.mark_rule(strokeWidth=2).encode(x, x2="high:Q")
         points = base.mark_point(size=70, strokeWidth=1.5, opacity=1).encode(
             alt.X("difference:Q", title=self.title),
             fill=alt.Fill(field, **scale),
@@ -107,7 +108,8 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
         name="gaps",
         title="DynaBERT beside other methods",
         caption="How much better DynaBERT is, in points of the main metric, where both may cost at most this share of "
-        f"the full network's FLOPs; right of the line DynaBERT is ahead. {compared.trainings}. {_READ}"
+        f"the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what they "
+        f"spend on the validation rows stands in the numbers. {compared.trainings}. {_READ}"
         + (f" Nothing to compare: {missing}." if missing else ""),
         spec=spec_of(chart.of(data)),
         data={"gaps": data, "zero": {"x": [0]}},
