@@ -108,8 +108,8 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
         name="gaps",
         title="DynaBERT beside other methods",
         caption="How much better DynaBERT is, in points of the main metric, where both may cost at most this share of "
-        f"the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what they "
-        f"spend on the validation rows stands in the numbers. {compared.trainings}. {_READ}"
+        "the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what "
+        f"they spend on the validation rows stands in the numbers. {compared.trainings}. {_READ}"
         + (f" Nothing to compare: {missing}." if missing else ""),
         spec=spec_of(chart.of(data)),
         data={"gaps": data, "zero": {"x": [0]}},
