@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 GPU_BENCHMARKS := train_step train_memory estimate
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow durability gpu bench clean
+.PHONY: help install demo test check slow durability gpu gpu-studies bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv and install dynabert with everything the tests need
 
@@ -45,6 +45,9 @@ gpu: install ## tests, benchmarks and full-data runs on a CUDA device, to docs/r
 	else \
 		echo 'no GPU: torch.cuda.is_available() is false, so nothing was run'; \
 	fi
+
+gpu-studies: install ## comparison, ablations, early exit, attention on a CUDA device, full data, 3 seeds; needs DYNABERT_DATA
+	runs/gpu.sh
 
 bench: install ## every script of benchmarks/
 	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done

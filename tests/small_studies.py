@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynabert.files import write_json
+from dynabert.statistics import Difference
 from dynabert.studies.ablate import RESULT as ABLATED
 from dynabert.studies.ablate import Ablation, Effect
-from dynabert.studies.compare import OURS, Comparison
+from dynabert.studies.compare import OURS, Comparison, Standing
 from dynabert.studies.compare import RESULT as COMPARED
 from dynabert.studies.trials import STUDIES
 from dynabert.sweep import Context, Cost, Machine, Measurement, Quality, Sweep
@@ -48,19 +49,34 @@ def beside(own: Sweep) -> dict[str, Sweep]:
     return {OURS: own, "deebert": exits, "layerdrop": method(**{"w1-d1": "w0.5-d1", "w1-d0.5": "w0.5-d0.5"})}
 
 
-def write_comparison(run: Path, sweeps: dict[str, Sweep]) -> None:
+def standing(method: str, share: float, difference: float | None, p_holm: float | None) -> Standing:
+    """One row of a comparison: a method at a share of the FLOPs, beside DynaBERT."""
+    gap = None if difference is None else Difference(difference, difference - 1, difference + 1.5)
+    return Standing(method, share, "s0.1", 80.0, share, gap, p_holm, (0.6, 0.5), 1e-3, 9)
+
+
+STANDINGS = (
+    standing(OURS, 0.5, None, None),
+    standing("deebert", 0.5, 2.5, 0.01),
+    standing("layerdrop", 0.5, -0.5, 0.6),
+    standing(OURS, 0.25, None, None),
+    standing("deebert", 0.25, 4.5, 0.02),
+)
+
+
+def write_comparison(run: Path, sweeps: dict[str, Sweep], standings: tuple[Standing, ...] = STANDINGS) -> None:
     """``studies/compare.json``, as `dynabert.studies.compare` writes it."""
-    found = Comparison("small", "accuracy", 90.0, (42,), 1e12, (), sweeps)
+    found = Comparison("small", "accuracy", 90.0, (42, 43), 1.5e12, standings, sweeps)
     _write(run / STUDIES / COMPARED, found.to_dict())
 
 
 EFFECTS = tuple(
-    Effect(factor, variant, where, difference, difference - 1, difference + 1.5, 0.5, 80.0, 1e-3)
+    Effect(factor, variant, where, difference, difference - 1, difference + 1.5, p, 80.0, 1e-3)
     for where, shift in (("mean", 0.0), ("w0.5-d0.5", -0.75))
-    for factor, variant, difference in (
-        ("rewiring", "random", -2.0 + shift),
-        ("rewiring", "reversed", -3.5 + shift),
-        ("assistant", "none", 0.25 + shift),
+    for factor, variant, difference, p in (
+        ("rewiring", "random", -2.0 + shift, 0.04),
+        ("rewiring", "reversed", -3.5 + shift, 0.01),
+        ("assistant", "none", 0.25 + shift, 0.5),
     )
 )
 

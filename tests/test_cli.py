@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from calling import call
 from small_job import small_plan, write_job
 
-from dynabert import cli
 from dynabert.plan import Source
 from dynabert.run import train
 
@@ -22,13 +22,6 @@ def finished(job: tuple[Path, Source]) -> Path:
     out = job[0].parent / "run"
     train(*job, out, plan=small_plan(), latency=None)
     return out
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["dynabert", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
 
 
 def test_the_whole_job_from_the_command_line(
@@ -158,6 +151,14 @@ BAD = {
     "two ways to say a size": (("extract", "RUN", "--subnet", "w1-d1", "--width", "1", "--out", "OUT"), 2, ("both",)),
     "missing small model": (("predict", "./GONE", "text"), 3, ("GONE",)),
     "unknown engine": (("measure", "RUN", "--engine", "tpu"), 2, ("tpu", "torch")),
+    "unknown method": (("compare", "RUN", "--methods", "deebart"), 2, ("deebart", "deebert")),
+    "compared with nothing": (("compare", "RUN", "--budget", "0"), 2, ("budget", "above 0")),
+    "rate no number": (("compare", "RUN", "--lrs", "1e-4,fast"), 2, ("--lrs", "fast")),
+    "unknown factor": (("ablate", "RUN", "--factors", "rewirring"), 2, ("rewirring", "rewiring")),
+    "no seeds": (("ablate", "RUN", "--seeds", "0"), 2, ("seeds 0", "above 0")),
+    "no study of no run": (("ablate", "GONE"), 3, ("GONE", "run folder")),
+    "agreement in percent": (("exits", "RUN", "--agreements", "99"), 2, ("99", "at most 1")),
+    "no device": (("exits", "RUN", "--device", "tpu"), 2, ("tpu", "cpu")),
 }
 
 
@@ -230,6 +231,9 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 def test_every_command_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "measure", "pick", "extract", "predict", "attention", "demo"):
+    for command in (
+        *("train", "measure", "pick", "extract", "predict", "report"),
+        *("compare", "ablate", "exits", "attention", "demo"),
+    ):
         assert call(monkeypatch, command, "--help") == 0
         assert len(capsys.readouterr().out.splitlines()) > 5

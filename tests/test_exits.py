@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import FAMILY_NAMES, PAD_ID, VOCAB, tiny_batch, tiny_model
 from reference import baselines as plain
+from scipy.stats import binomtest
 
 from dynabert.baselines import deebert, fastbert
 from dynabert.baselines.ramps import made
@@ -20,6 +21,7 @@ from dynabert.exits import (
     exits_at,
     fastest_agreeing,
     most_careful,
+    rows_that_show,
     uncertainty,
 )
 from dynabert.measure import predict
@@ -157,27 +159,64 @@ def test_the_rules_differ_at_the_threshold_itself():
 
 
 def some_logits() -> np.ndarray:
+    return many_logits(np.random.default_rng(0), 300)
+
+
+def many_logits(random: np.random.Generator, n_rows: int) -> np.ndarray:
     """Three exits, of which later ones agree more with the last."""
-    random = np.random.default_rng(0)
-    top = random.normal(size=(300, 3)) * 2
+    top = random.normal(size=(n_rows, 3)) * 2
     parts = [(top + random.normal(size=top.shape) * noise) * scale for noise, scale in ((3, 0.5), (1, 1.0))]
     return np.stack([*parts, top]).astype(np.float32)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("agreement", [1.0, 0.97, 0.9, 0.0])
-def test_the_fastest_threshold_that_agrees_enough(rule, agreement):
-    logits = some_logits()
+def test_the_rows_that_show_an_agreement_are_those_of_the_exact_interval():
+    """Fewer agree by chance in 95 of 100 samples where the truth is just the share that is asked for."""
+    for share, n_rows in ((0.99, 500), (0.9, 60), (0.5, 7)):
+        needed = rows_that_show(share, n_rows)
+        for agreeing in (needed - 1, needed, n_rows):
+            low = binomtest(agreeing, n_rows, alternative="greater").proportion_ci(0.95, "exact").low
+            assert (low >= share) == (agreeing >= needed)
+    assert rows_that_show(0.99, 298) is None and rows_that_show(0.99, 299) == 299
+    assert rows_that_show(1.0, 10_000) is None, "no sample shows that all agree"
+    assert rows_that_show(0.0, 10) == 0
 
-    def agrees(threshold):
-        return np.mean(exits_at(logits, threshold, rule).logits.argmax(-1) == logits[-1].argmax(-1))
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("agreement", [0.97, 0.9, 0.0])
+def test_thresholds_rise_until_the_rows_no_longer_show_the_agreement(rule, agreement):
+    logits = some_logits()
+    needed = rows_that_show(agreement, logits.shape[1])
+
+    def agreeing(threshold):
+        return np.sum(exits_at(logits, threshold, rule).logits.argmax(-1) == logits[-1].argmax(-1))
 
     found = fastest_agreeing(logits, agreement, rule=rule)
-    assert agrees(found) >= agreement
+    tried = [threshold for threshold in candidates(logits, rule) if threshold <= found]
+    assert found > NEVER and all(agreeing(threshold) >= needed for threshold in tried)
     faster = [threshold for threshold in candidates(logits, rule) if threshold > found]
-    assert all(agrees(threshold) < agreement for threshold in faster)
     assert bool(faster) == (agreement > 0)
-    assert fastest_agreeing(logits, 1.0, rule=rule, thresholds=[3.0]) == NEVER
+    assert not faster or agreeing(faster[0]) < needed
+    assert fastest_agreeing(logits, 1.0, rule=rule) == NEVER
+    assert fastest_agreeing(logits, agreement, rule=rule, thresholds=[3.0]) == (NEVER if agreement else 3.0)
+
+
+def test_a_stack_that_does_not_agree_with_the_reference_has_no_threshold():
+    logits = some_logits()
+    other = np.roll(logits[-1], 1, axis=-1)
+    assert fastest_agreeing(logits, 0.9, rule="entropy", reference=other) is None
+    assert fastest_agreeing(logits, 0.99, rule="entropy", reference=logits[-1]) >= NEVER, "all of 300 rows show it"
+    assert fastest_agreeing(logits[:, :298], 0.99, rule="entropy", reference=logits[-1, :298]) is None
+
+
+def test_a_promised_agreement_holds_on_new_rows():
+    """Calibrated on 300 rows a hundred times: on thirty thousand others the agreement is missed in few of them."""
+    everything = many_logits(np.random.default_rng(1), 30_000)
+    missed = 0
+    for seed in range(100):
+        threshold = fastest_agreeing(many_logits(np.random.default_rng(seed + 2), 300), 0.9, rule="entropy")
+        answers = exits_at(everything, threshold, "entropy").logits.argmax(-1)
+        missed += np.mean(answers == everything[-1].argmax(-1)) < 0.9
+    assert missed <= 11, "5 are expected, and more than 11 come once in 250 times"
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -10,6 +10,7 @@ Sources: DeeBERT (Xin et al., ACL 2020) section 3.3, its batch size 1 only; Fast
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import lgamma
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -31,6 +32,9 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 
 NEVER = -1.0
 """A threshold at which no row leaves early, by either rule."""
+
+CONFIDENCE = 0.95
+"""With which a calibrated agreement is promised for rows that were not calibrated on."""
 
 _CANDIDATES = 512  # thresholds that calibration tries at most
 
@@ -239,6 +243,28 @@ def candidates(all_logits: np.ndarray, rule: Rule) -> np.ndarray:
     return np.concatenate([[NEVER], between, [1.0 + np.log(all_logits.shape[-1])]])
 
 
+def rows_that_show(agreement: float, n_rows: int, *, confidence: float = CONFIDENCE) -> int | None:
+    """How many of some rows have to agree before an agreement may be promised for rows that nobody has seen.
+
+    The lower end of the one-sided interval of Clopper and Pearson (1934) is then at least the agreement: were the true
+    share smaller, so many would agree with a chance of at most 1 - confidence.
+
+    :param agreement: to be shown, from 0 to 1.
+    :param n_rows: independent ones, drawn as the unseen ones are.
+    :return: None where not even all of them show it: 99 % takes 299 rows, all of which agree.
+    """
+    if agreement <= 0:
+        return 0
+    if agreement >= 1:
+        return None
+    agreeing = np.arange(n_rows + 1)
+    ways = np.array([lgamma(k + 1) + lgamma(n_rows - k + 1) for k in agreeing])
+    log_chances = lgamma(n_rows + 1) - ways + agreeing * np.log(agreement) + (n_rows - agreeing) * np.log1p(-agreement)
+    at_least = np.exp(log_chances)[::-1].cumsum()[::-1]
+    enough = np.flatnonzero(at_least <= 1 - confidence)
+    return int(enough[0]) if len(enough) else None
+
+
 def fastest_agreeing(
     all_logits: np.ndarray,
     agreement: float,
@@ -247,24 +273,37 @@ def fastest_agreeing(
     reference: np.ndarray | None = None,
     thresholds: Iterable[float] | None = None,
 ) -> float | None:
-    """The fastest threshold at which rows get, at this share at least, the class that a whole network says.
+    """The fastest threshold shown to give rows, at this share at least, the class that a whole network says.
+
+    Thresholds are tried from the slowest on, up to the first one whose rows do not show the agreement with a confidence
+    of 95 %, see `rows_that_show`. The best of hundreds would be one that was lucky on these rows; this way the promise
+    holds for new rows of the same kind with that confidence, however many are tried (the fixed-sequence testing of
+    Angelopoulos et al. 2021, "Learn then Test").
 
     :param all_logits: of held-out rows that are not reported on, shape (layers, rows, n_labels).
     :param agreement: from 0 to 1.
     :param rule: a name in `RULES`.
-    :param reference: logits of the network to agree with, shape (rows, n_labels); by default the whole stack's own.
+    :param reference: logits of the network to agree with, shape (rows, n_labels); by default the whole stack's own,
+        with which it agrees without being tried.
     :param thresholds: those to choose from; by default `candidates`. `NEVER` is always among them.
-    :return: None where not even the whole stack agrees so far with the reference.
+    :return: None where not even the whole stack is shown to agree so far with the reference.
     :raises SettingError: an agreement outside [0, 1].
     :raises DataError: no rows, or a stack of one layer, which has no ramps.
     """
     if not 0 <= agreement <= 1:
         raise SettingError(f"agreement {agreement} is a share of the rows; give a number from 0 to 1")
+    offered = _offered(all_logits, rule, thresholds)
     said = (all_logits[-1] if reference is None else reference).argmax(axis=-1)
-    for threshold in reversed(_offered(all_logits, rule, thresholds)):
-        if np.mean(exits_at(all_logits, threshold, rule).logits.argmax(axis=-1) == said) >= agreement:
-            return threshold
-    return None
+    needed = rows_that_show(agreement, len(said))
+    found = NEVER if reference is None else None
+    if needed is None:
+        return found
+    for threshold in offered:
+        answers = exits_at(all_logits, threshold, rule).logits.argmax(axis=-1)
+        if np.sum(answers == said) < needed:
+            break
+        found = threshold
+    return found
 
 
 def most_careful(
@@ -276,6 +315,9 @@ def most_careful(
     thresholds: Iterable[float] | None = None,
 ) -> float:
     """The lowest threshold at which a row costs, in the mean, no more than a budget.
+
+    That mean is of these rows, and others may cost more or less: nothing is held back for that. The cost falls with the
+    threshold, so none of them is chosen for its luck.
 
     :param all_logits: as in `fastest_agreeing`.
     :param flops: the budget.

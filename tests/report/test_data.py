@@ -1,14 +1,17 @@
 """What is read of a run folder: every part that is there, and a line for one that cannot be used."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from small_studies import EFFECTS, beside, made_sweep, write_ablation, write_comparison
+from small_studies import EFFECTS, STANDINGS, beside, made_sweep, standing, write_ablation, write_comparison
 
 from dynabert.errors import ModelFileError
 from dynabert.files import write_json
-from dynabert.report.data import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, Ablation, collect
+from dynabert.report.data import collect
+from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN, Ablation
 from dynabert.results import SWEEP_FILE
+from dynabert.studies.compare import OURS
 
 
 @pytest.fixture
@@ -37,6 +40,7 @@ def test_a_run_that_has_only_begun_shows_its_settings(tmp_path):
     contents = collect(tmp_path)
     assert contents.settings == {"model": "an-encoder"}
     assert (contents.own, contents.metrics, contents.importance, contents.network) == (None, [], None, (None, None))
+    assert contents.sweeps == {} and contents.studies == (None, None)
     assert line_of(contents, "sizes")
 
 
@@ -52,6 +56,39 @@ def test_what_compare_wrote_stands_beside_the_own_sweep(run):
     contents = collect(run)
     assert list(contents.sweeps) == [OWN_METHOD, "deebert", "layerdrop"], "its own sweep is not shown twice"
     assert [row.subnet for row in contents.sweeps["deebert"].rows] == ["s0.5", "s0.1"]
+    assert contents.sweeps[OWN_METHOD] == contents.own
+
+
+def test_methods_stand_beside_the_training_that_took_part(run):
+    """A comparison at a fourth of the run's training FLOPs: the run itself had four times as much."""
+    shorter = made_sweep(("w1-d0.5", "w1-d1", "w0.5-d1", "w0.5-d0.5"), latency=False)
+    write_comparison(run, {**beside(made_sweep()), OURS: shorter})
+    contents = collect(run)
+    assert list(contents.sweeps) == [OWN_METHOD, OWN_RUN, "deebert", "layerdrop"]
+    assert contents.sweeps[OWN_METHOD] == shorter
+    assert contents.sweeps[OWN_RUN] == contents.own == made_sweep()
+
+
+def test_differences_of_a_comparison_are_read_with_their_p_values(run):
+    nothing = {"point": "no point so cheap", "metric": None, "flops": None, "time": None}
+    write_comparison(
+        run, beside(made_sweep()), (*STANDINGS, replace(standing("layerdrop", 0.25, None, None), **nothing))
+    )
+    compared, _ = collect(run).studies
+    assert [(gap.method, gap.share, gap.difference, gap.low, gap.high, gap.p_holm) for gap in compared.gaps] == [
+        ("deebert", 0.5, 2.5, 1.5, 4.0, 0.01),
+        ("layerdrop", 0.5, -0.5, -1.5, 1.0, 0.6),
+        ("deebert", 0.25, 4.5, 3.5, 6.0, 0.02),
+    ]
+    assert compared.unpaired == (("layerdrop", 0.25),)
+    assert str(compared.trainings) == "1.5 TFLOPs of training each, seeds 42, 43"
+
+
+def test_what_methods_may_spend_in_the_teachers_stead_is_said(run):
+    write_comparison(run, beside(made_sweep()))
+    saved = json.loads((run / COMPARED_FILE).read_text())
+    (run / COMPARED_FILE).write_text(json.dumps({**saved, "teacher_flops": 2.5e11}))
+    assert "each (and the teacher's 0.25 where it is not used), seeds" in str(collect(run).studies[0].trainings)
 
 
 @pytest.mark.parametrize(("field", "value"), [("task", "sst2"), ("metric", "f1"), ("n_rows", 39)])
@@ -67,24 +104,46 @@ def test_a_comparison_on_other_rows_is_named_and_not_shown(run, field, value):
 
 def test_what_ablate_wrote_is_read_row_by_row(run):
     write_ablation(run)
-    fields = ("factor", "variant", "where", "difference", "low", "high")
-    assert collect(run).ablations == tuple(Ablation(*(getattr(row, field) for field in fields)) for row in EFFECTS)
+    fields = ("factor", "variant", "where", "difference", "low", "high", "p_holm")
+    _, ablated = collect(run).studies
+    assert ablated.effects == tuple(Ablation(*(getattr(row, field) for field in fields)) for row in EFFECTS)
+    assert str(ablated.trainings) == "1 TFLOPs of training each, seed 42"
 
 
 GOOD_ROW = {"factor": "rewiring", "variant": "random", "where": "mean", "difference": 1, "low": 0.5, "high": 2.0}
+GOOD_ROW |= {"p_holm": 0.5}
+GOOD = {"seeds": [42], "training_flops": 1, "rows": [GOOD_ROW]}
+STOOD = {"method": "deebert", "share": 0.5, "point": "s0.1", "metric": 80, "flops": 0.5, "p_holm": 0.5}
+STOOD |= {"difference": [1, 0.5, 2.0]}
+COMPARED = {**GOOD, "sweeps": {}, "rows": [STOOD]}
+
+
+def test_the_files_that_damage_is_done_to_below_are_sound(run):
+    (run / "studies").mkdir()
+    for file, saved in ((COMPARED_FILE, COMPARED), (ABLATED_FILE, GOOD)):
+        (run / file).write_text(json.dumps(saved))
+    compared, ablated = collect(run).studies
+    assert len(compared.gaps) == len(ablated.effects) == 1
 
 
 @pytest.mark.parametrize(
     ("file", "part", "saved"),
     [
-        (COMPARED_FILE, "methods", {"rows": []}),
-        (COMPARED_FILE, "methods", {"sweeps": {"deebert": {"rows": [1]}}}),
+        (COMPARED_FILE, "methods", {**COMPARED, "sweeps": None}),
+        (COMPARED_FILE, "methods", {**COMPARED, "sweeps": {"deebert": {"rows": [1]}}}),
+        (COMPARED_FILE, "methods", {**COMPARED, "seeds": []}),
+        (COMPARED_FILE, "methods", {**COMPARED, "training_flops": "many"}),
+        (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "difference": [1, 2]}]}),
+        (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "difference": [1, 0, None]}]}),
+        (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "p_holm": None}]}),
+        (COMPARED_FILE, "methods", {**COMPARED, "rows": [{"method": "deebert"}]}),
         (COMPARED_FILE, "methods", ["a list"]),
-        (ABLATED_FILE, "ablations", {"rows": {"no": "list"}}),
-        (ABLATED_FILE, "ablations", {"rows": [{**GOOD_ROW, "variant": 3}]}),
-        (ABLATED_FILE, "ablations", {"rows": [GOOD_ROW, {**GOOD_ROW, "low": float("nan")}]}),
-        (ABLATED_FILE, "ablations", {"rows": [{**GOOD_ROW, "difference": "0.5"}]}),
-        (ABLATED_FILE, "ablations", {"rows": ["no table"]}),
+        (ABLATED_FILE, "ablations", {**GOOD, "rows": {"no": "list"}}),
+        (ABLATED_FILE, "ablations", {**GOOD, "rows": [{**GOOD_ROW, "variant": 3}]}),
+        (ABLATED_FILE, "ablations", {**GOOD, "rows": [GOOD_ROW, {**GOOD_ROW, "low": float("nan")}]}),
+        (ABLATED_FILE, "ablations", {**GOOD, "rows": [{**GOOD_ROW, "difference": "0.5"}]}),
+        (ABLATED_FILE, "ablations", {**GOOD, "rows": ["no table"]}),
+        (ABLATED_FILE, "ablations", {**GOOD, "seeds": ["one"]}),
         (ABLATED_FILE, "ablations", None),
     ],
 )
@@ -93,7 +152,7 @@ def test_files_of_studies_that_are_damaged_are_named_and_not_shown(run, file, pa
     (run / file).write_text("{" if saved is None else json.dumps(saved))
     contents = collect(run)
     assert file in line_of(contents, part)
-    assert list(contents.sweeps) == [OWN_METHOD] and contents.ablations == ()
+    assert list(contents.sweeps) == [OWN_METHOD] and contents.studies == (None, None)
 
 
 def test_damaged_parts_of_the_run_are_named(run):

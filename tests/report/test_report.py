@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dynabert.errors import SettingError
 from dynabert.files import write_json
 from dynabert.report import REPORT_FILE, report_run
 from dynabert.rewire import Importance
+from dynabert.studies.compare import OURS
 
 
 @pytest.fixture
@@ -59,9 +61,22 @@ def test_figures_stand_in_the_order_of_the_page(begun):
     write_comparison(begun, beside(made_sweep()))
     write_ablation(begun)
     made = report_run(begun)
-    assert made.figures == ("front", "grid", "ablations")
+    assert made.figures == ("front", "gaps", "grid", "ablations")
     places = [made.page.read_text().index(f'<section id="{name}"') for name in made.figures]
     assert places == sorted(places)
+
+
+def test_captions_say_what_was_spent_on_training(begun):
+    own = made_sweep()
+    own.to_json(begun / "sweep.json")
+    write_comparison(begun, {**beside(own), OURS: made_sweep(("w0.5-d1", "w1-d1"), latency=False)})
+    write_ablation(begun)
+    text = unescape(report_run(begun).page.read_text())
+    captions = dict(re.findall(r'<p class="caption" id="(\w+)-caption">(.*?)</p>', text, re.DOTALL))
+    assert "1.5 TFLOPs of training each, seeds 42, 43." in captions["front"]
+    assert "Shown is seed 42." in captions["front"] and "DynaBERT, this run is the result" in captions["front"]
+    assert "1.5 TFLOPs of training each, seeds 42, 43." in captions["gaps"] and "Holm" in captions["gaps"]
+    assert "1 TFLOPs of training each, seed 42." in captions["ablations"] and "Holm" in captions["ablations"]
 
 
 def test_hostile_names_stay_text(begun, tmp_path):

@@ -19,7 +19,7 @@ from dynabert.errors import DataError, SettingError
 from dynabert.results import load_result, load_teacher
 from dynabert.rewire import Importance, permute
 from dynabert.run import train
-from dynabert.studies.attention import attention_maps, attention_of_run, attention_study, coverage, similarities
+from dynabert.studies.attention import attention_maps, attention_of_run, attention_study, similarities
 from dynabert.subnet import LayerSlice, Subnet, SubnetGrid
 
 HALF = Subnet(0.5, 0.5)
@@ -116,16 +116,16 @@ def test_similarity_is_one_minus_the_divergence_of_scipy() -> None:
 def test_a_network_covers_itself_in_any_order_of_heads() -> None:
     batch, teacher = tiny_batch(), networks()[0]
     mask, patterns = batch.inputs["attention_mask"], attention_maps(teacher, batch.inputs, [Subnet()])[Subnet()]
-    whole = coverage(patterns, patterns, mask)
-    assert whole.share(0.999) == 1 and torch.allclose(whole.best, torch.ones(16), atol=1e-5)
-    assert torch.equal(whole.nearest, torch.arange(16))
-    assert (whole.patterns_of(0.999) >= 1).all() and (whole.patterns_of(0.0) == 16).all()
+    whole = similarities(patterns, patterns, mask).mean(0)
+    assert torch.allclose(whole.amax(-1), torch.ones(16), atol=1e-5)
+    assert torch.equal(whole.argmax(-1), torch.arange(16))
     order = torch.tensor([[2, 0, 3, 1]] * 4)
     permute(teacher, order, torch.arange(64).expand(4, -1))
-    shuffled = coverage(patterns, attention_maps(teacher, batch.inputs, [Subnet()])[Subnet()], mask)
-    assert shuffled.share(0.999) == 1
+    moved = attention_maps(teacher, batch.inputs, [Subnet()])[Subnet()]
+    shuffled = similarities(patterns, moved, mask).mean(0)
+    assert torch.allclose(shuffled.amax(-1), torch.ones(16), atol=1e-5)
     # The head that was number 2 is now number 0, and so on.
-    assert torch.equal(shuffled.nearest, torch.cat([4 * layer + order[layer].argsort() for layer in range(4)]))
+    assert torch.equal(shuffled.argmax(-1), torch.cat([4 * layer + order[layer].argsort() for layer in range(4)]))
 
 
 def test_padding_changes_no_similarity() -> None:

@@ -1,13 +1,16 @@
 """Early exit on the sizes of a run: calibrated on the select rows, measured on the validation rows."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_job import small_plan, write_job
 
-from dynabert.errors import SettingError
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.hooks import Hooks, StepReport
 from dynabert.measure import predict
 from dynabert.results import load_result
 from dynabert.run import train
@@ -23,31 +26,82 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder.parent / "run"
 
 
+class Count(Hooks):
+    """Counts steps, remembers at which of them each training began, and stops at one as a crash would."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.steps, self.stop, self.started_at = 0, stop, []
+
+    def started(self, *about: object) -> None:
+        self.started_at.append(self.steps)
+
+    def stepped(self, report: StepReport) -> None:
+        self.steps += 1
+        if self.steps == self.stop:
+            raise KeyboardInterrupt
+
+
 def test_sizes_get_exits_that_agree_with_the_full_network(run: Path) -> None:
-    result = exits_of_run(run, agreements=(1.0, 0.7), budget=0.5, lr=1e-3)
+    result = exits_of_run(run, agreements=(1.0, 0.5), budget=0.5, lr=1e-3)
     plain = {point.subnet: point for point in result.points if point.asked is None}
     assert set(plain) == {"w1-d1", "w0.5-d1"}
-    assert (plain["w1-d1"].agreement, plain["w1-d1"].n_layers) == (1, 4)
+    whole = plain["w1-d1"]
+    assert (whole.agreement, whole.n_layers, whole.flops) == (1, 4, 1), "without ramps"
     elastic, study = load_result(run), Study(run)
     own = predict(elastic.at(Subnet(0.5, 1.0)), study.rows(42).validation)
     assert plain["w0.5-d1"].metric == pytest.approx(100 * np.mean(own.argmax(1) == study.labels))
-    for point in result.points:
-        if point.asked is not None:
-            assert point.n_layers <= plain[point.subnet].n_layers
-            assert point.flops <= plain[point.subnet].flops
-    reached = {(point.subnet, point.asked) for point in result.points if point.asked is not None}
-    wanted = {(name, share) for name in plain for share in (1.0, 0.7)}
+    assert plain["w0.5-d1"].flops == pytest.approx(0.5)
+    early = [point for point in result.points if point.asked is not None]
+    assert early and all(point.n_layers <= plain[point.subnet].n_layers for point in early)
+    reached = {(point.subnet, point.asked) for point in early}
+    wanted = {(name, share) for name in plain for share in (1.0, 0.5)}
     assert reached | set(result.unreached) == wanted and not reached & set(result.unreached)
+    assert {share for _, share in result.unreached} >= {1.0}, "no sample shows that all rows agree"
     assert json.loads((run / "studies" / "exits.json").read_text())["points"][0]["subnet"] == "w1-d1"
-    assert "no exit" in result.table()
+    assert result.n_select == len(predict(elastic.at(Subnet()), study.rows(42).select))
+    assert "no exit" in result.table() and f"calibrated on {result.n_select} select rows" in result.table()
 
 
 def test_a_lower_agreement_is_never_slower(run: Path) -> None:
-    result = exits_of_run(run, subnets=[Subnet()], agreements=(0.99, 0.9, 0.6), budget=0.5, lr=1e-3)
+    result = exits_of_run(run, subnets=[Subnet()], agreements=(0.8, 0.6, 0.4), budget=0.5, lr=1e-3)
     thresholds = [point.threshold for point in result.points if point.asked is not None]
-    assert thresholds == sorted(thresholds)
+    assert len(thresholds) > 1 and thresholds == sorted(thresholds)
+
+
+def test_ramps_of_a_finished_size_are_kept(run: Path) -> None:
+    """Stopped in the second size, a study trains that one alone; then none, to the same answers."""
+    settings = {"agreements": (0.5,), "budget": 0.4, "lr": 1e-3}
+    count = Count()
+    whole = exits_of_run(run, **settings, hooks=count)
+    folder, each = run / "studies" / "ramps", count.started_at
+    assert len(each) == 2 and len(list(folder.iterdir())) >= 2
+    shutil.rmtree(folder)
+    with pytest.raises(KeyboardInterrupt):
+        exits_of_run(run, **settings, hooks=Count(stop=each[1] + 1))
+    rest = Count()
+    again = exits_of_run(run, **settings, hooks=rest)
+    assert rest.steps == count.steps - each[1]
+    none = Count()
+    exits_of_run(run, **settings, hooks=none)
+    assert none.steps == 0
+    for here, there in zip(again.points, whole.points, strict=True):
+        assert replace(here, time=there.time) == there
+    exits_of_run(run, subnets=[Subnet()], **{**settings, "lr": 2e-3}, hooks=none)
+    assert none.steps > 0, "another learning rate gives other ramps"
+
+
+def test_damaged_ramps_are_named(run: Path) -> None:
+    settings = {"subnets": [Subnet()], "agreements": (0.5,), "budget": 0.3, "lr": 1e-3}
+    before = set((run / "studies").glob("ramps/*"))
+    exits_of_run(run, **settings)
+    (path,) = set((run / "studies" / "ramps").iterdir()) - before
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelFileError, match=f"{path.name} holds no sound ramps.*delete it"):
+        exits_of_run(run, **settings)
 
 
 def test_shares_out_of_range_are_refused(run: Path) -> None:
     with pytest.raises(SettingError, match="above 0 and at most 1"):
         exits_of_run(run, agreements=(1.5,))
+    with pytest.raises(SettingError, match="must be above 0"):
+        exits_of_run(run, budget=0)

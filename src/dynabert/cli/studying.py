@@ -1,12 +1,9 @@
-"""The commands that ask what a method is worth: compare, ablate, attention."""
+"""The commands that ask what a method is worth: compare, ablate, exits, attention."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from dynabert.cli.options import (
     Budget,
@@ -42,7 +39,8 @@ def compare(
     """Train other methods beside a run: same teachers, same rows, same training FLOPs, paired by row and seed.
 
     Each method's size or threshold is chosen on the select rows, at half and at a quarter of the full network's FLOPs.
-    Interrupted? Run the same command again.
+    Interrupted? Run the same command again: finished trainings are kept, and DynaBERT's go on where they stopped; the
+    training of another method that was under way begins anew.
     """
     from dynabert.baselines import METHODS
     from dynabert.progress import progress_bars
@@ -80,7 +78,7 @@ def ablate(
     """Say what each ingredient is worth: change one factor of a run at a time, at equal training FLOPs.
 
     Every variant trains from the same teachers with the learning rate that is best for it on the select rows, and is
-    paired with the run's own plan by row and seed. Interrupted? Run the same command again.
+    paired with the run's own plan by row and seed. Interrupted? Run the same command again, and it goes on.
     """
     from dynabert.progress import progress_bars
     from dynabert.studies.ablate import ablate as study
@@ -103,13 +101,18 @@ def exits(
         typer.Option(help="Sizes, comma-separated: w1-d1,w0.5-d1; by default every width at full depth."),
     ] = None,
     agreements: Annotated[
-        str, typer.Option(help="Shares of the rows on which the answer is to be the full network's.")
+        str,
+        typer.Option(help="Shares of new rows that shall get the full network's answer, with 95 % confidence."),
     ] = "0.99,0.98,0.95",
     lr: Annotated[float, typer.Option(help="Learning rate of the ramps.")] = 1e-4,
     budget: Annotated[float, typer.Option(help="Training FLOPs of a size's ramps, as a share of the run's.")] = 0.1,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Let easy inputs leave early: ramps on the sizes of a run, calibrated to agree with its full network."""
+    """Let easy inputs leave early: ramps on the sizes of a run, calibrated to agree with its full network.
+
+    Interrupted? Run the same command again: the ramps of every size that was finished are kept.
+    """
     from dynabert.progress import progress_bars
     from dynabert.studies.size_exit import exits_of_run
     from dynabert.subnet import Subnet
@@ -117,7 +120,7 @@ def exits(
     chosen = () if subnets is None else tuple(map(Subnet.parse, names_of(subnets)))
     shares = numbers_of("agreements", agreements)
     with progress_bars() as bars:
-        result = exits_of_run(run, subnets=chosen, agreements=shares, lr=lr, budget=budget, hooks=bars)
+        result = exits_of_run(run, subnets=chosen, agreements=shares, lr=lr, budget=budget, hooks=bars, device=device)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 from dynabert.report import tables
 from dynabert.report.data import Contents
+from dynabert.report.differences import ablation_figure, gap_figure
 from dynabert.report.figure import Figure
 from dynabert.report.insides import attention_figure, curve_figure, head_figure, neuron_figure, score_figure
 from dynabert.report.network import TEACHER
-from dynabert.report.sizes import ablation_figure, front_figure, grid_figure, pair_figure
+from dynabert.report.sizes import front_figure, grid_figure, pair_figure
 
 
 def figures_of(contents: Contents) -> tuple[Figure, ...]:
@@ -17,14 +18,18 @@ def figures_of(contents: Contents) -> tuple[Figure, ...]:
 
 def _figures(contents: Contents) -> Iterator[Figure | None]:
     predictions, attention = contents.network
+    compared, ablated = contents.studies
     if contents.own is not None:
-        yield front_figure(contents.sweeps)
+        yield front_figure(contents.sweeps, None if compared is None else compared.trainings)
+        if compared is not None:
+            yield gap_figure(compared, tuple(contents.sweeps))
         yield grid_figure(contents.own)
     if contents.own is not None and predictions is not None:
         names = [TEACHER, *(row.subnet for row in sorted(contents.own.rows, key=lambda row: -row.cost.flops))]
         logits = {name: predictions.logits[name] for name in names}
         yield pair_figure(tables.pairs(predictions.labels, logits))
-    yield ablation_figure(contents.ablations)
+    if ablated is not None:
+        yield ablation_figure(ablated)
     yield curve_figure(contents.metrics)
     yield score_figure(contents.metrics)
     if contents.importance is not None:

@@ -1,12 +1,10 @@
-"""Figures of what was measured of each size: quality against cost, the grid, ablations, pairs of sizes."""
+"""Figures of what was measured of each size: quality against cost, the grid, pairs of sizes."""
 
-from collections import Counter
 from typing import Any
 
 import altair as alt
 
 from dynabert.report import tables
-from dynabert.report.data import MEAN, OWN_METHOD, Ablation
 from dynabert.report.figure import (
     DARK,
     WIDE,
@@ -23,6 +21,7 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
+from dynabert.report.studies import OWN_METHOD, OWN_RUN, Trainings
 from dynabert.report.tables import Table
 from dynabert.sweep import COSTS, CostName, Sweep
 
@@ -33,8 +32,11 @@ COST_TITLES: dict[CostName, str] = {
 }
 
 
-def front_figure(sweeps: dict[str, Sweep]) -> Figure:
-    """The main metric against a cost, a line along each method's front."""
+def front_figure(sweeps: dict[str, Sweep], trainings: Trainings | None = None) -> Figure:
+    """The main metric against a cost, a line along each method's front.
+
+    :param trainings: those of the comparison that the sweeps of other methods are from.
+    """
     data, context = tables.fronts(sweeps), sweeps[OWN_METHOD].context
     costs = [cost for cost in COSTS if any(value is not None for value in data[cost])]
     methods = list(sweeps)
@@ -58,13 +60,22 @@ def front_figure(sweeps: dict[str, Sweep]) -> Figure:
         title="Quality against cost",
         caption=f"Each point is one measured size, with the 95 % bootstrap interval of its {context.metric} over the "
         f"{context.n_rows:,} validation rows. Filled points and the line are the front: nothing else of the method is "
-        f"as good for less. The dashed line is the teacher.{absent}",
+        f"as good for less. The dashed line is the teacher.{absent}{_of(sweeps, trainings)}",
         spec=spec_of(_front_chart(methods, costs, context.metric)),
         data={"front": data, "reference": {"metric": [context.reference], "text": ["teacher"]}},
         controls=tuple(controls),
         tables=(TextTable("All measured sizes", headers, rows),),
         images={f"front-{cost}": chosen for cost, chosen in params.items()},
     )
+
+
+def _of(sweeps: dict[str, Sweep], trainings: Trainings | None) -> str:
+    """What the methods of a comparison had for their training, and the run for its own."""
+    if trainings is None:
+        return ""
+    first = f" Shown is seed {trainings.seeds[0]}." if len(trainings.seeds) > 1 else ""
+    apart = f" {OWN_RUN} is the result of this folder, from a training of another length or rate."
+    return f" Methods were compared with {trainings}.{first}{apart if OWN_RUN in sweeps else ''}"
 
 
 def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart | alt.FacetChart:
@@ -146,53 +157,6 @@ def grid_figure(sweep: Sweep) -> Figure | None:
             for name, text in measures.items()
         ),
         images={f"grid-{name}": {"measure": name} for name in measures},
-    )
-
-
-def ablation_figure(ablations: tuple[Ablation, ...]) -> Figure | None:
-    """What each variant changes."""
-    if not ablations:
-        return None
-    data = tables.table({**vars(row), "name": f"{row.factor}: {row.variant}"} for row in ablations)
-    places = sorted(dict.fromkeys(data["where"]), key=lambda where: where != MEAN)
-    base = (
-        alt.Chart(alt.NamedData("ablations"))
-        .transform_filter("datum.where == where")
-        .encode(
-            y=alt.Y("name:N", title=None, sort=list(dict.fromkeys(data["name"]))),
-            color=alt.Color("factor:N", legend=None),
-        )
-    )
-    title, signed = "difference, points", ("difference", "low", "high")
-    tooltip = [
-        *nominal_tips("factor", "variant", "where"),
-        *(alt.Tooltip(f"{name}:Q", title=name, format="+.2f") for name in signed),
-    ]
-    bars = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), x2="high:Q")
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        alt.X("difference:Q", title=title), tooltip=tooltip
-    )
-    zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(alt.X("x:Q", title=title))
-    chart = (
-        alt.layer(zero, bars, points)
-        .add_params(param("where", places[0]))
-        .properties(**WIDE, height=26 * max(Counter(data["where"]).values()))
-    )
-    names = {where: "mean over the grid" if where == MEAN else where for where in places}
-    lines = tuple(
-        (row.factor, row.variant, names[row.where], f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}")
-        for row in ablations
-    )
-    return Figure(
-        name="ablations",
-        title="Ablations",
-        caption="What a variant changes, in points of the main metric, with 95 % intervals. An interval that holds 0 "
-        "says that no difference was seen.",
-        spec=spec_of(chart),
-        data={"ablations": data, "zero": {"x": [0]}},
-        controls=unless_one("Size", tuple(Option(names[where], {"where": where}) for where in places)),
-        tables=(TextTable("All differences", ("factor", "variant", "size", "difference", "95 % interval"), lines),),
-        images={f"ablations-{where}": {"where": where} for where in places},
     )
 
 

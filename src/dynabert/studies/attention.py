@@ -18,7 +18,6 @@ maps, which shows maps and gives no number.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,44 +72,6 @@ def _maps(view: "PreTrainedModel", inputs: Mapping[str, Tensor]) -> Maps:
     with torch.no_grad():
         moved = {name: tensor.to(view.device) for name, tensor in inputs.items()}
         return tuple(view.base_model(**moved, output_attentions=True).attentions)
-
-
-@dataclass(frozen=True, eq=False)
-class Coverage:
-    """How well some heads reproduce the patterns of others.
-
-    :param similarity: of each pattern with each head, (patterns, heads), in [0, 1]; both layer after layer.
-    """
-
-    similarity: Tensor
-
-    @property
-    def best(self) -> Tensor:
-        """Similarity of each pattern with the closest head, (patterns,)."""
-        return self.similarity.amax(-1)
-
-    @property
-    def nearest(self) -> Tensor:
-        """The closest head of each pattern, (patterns,), int64."""
-        return self.similarity.argmax(-1)
-
-    def share(self, threshold: float = THRESHOLD) -> float:
-        """The share of patterns that some head reproduces with at least this similarity."""
-        return float((self.best >= threshold).double().mean())
-
-    def patterns_of(self, threshold: float = THRESHOLD) -> Tensor:
-        """How many patterns each head reproduces with at least this similarity, (heads,); some may share a pattern."""
-        return (self.similarity >= threshold).sum(0)
-
-
-def coverage(full_maps: Maps, small_maps: Maps, mask: Tensor) -> Coverage:
-    """How well the heads of one network reproduce those of another on some texts.
-
-    :param full_maps: the patterns, see `attention_maps`.
-    :param small_maps: of the same texts.
-    :param mask: (batch, seq), not 0 for tokens.
-    """
-    return Coverage(similarities(full_maps, small_maps, mask).mean(0))
 
 
 def similarities(full_maps: Maps, small_maps: Maps, mask: Tensor) -> Tensor:

@@ -2,8 +2,13 @@
 
 Ramps are trained on each size as DeeBERT's are, and thresholds are calibrated on the `select` rows, so that the answers
 agree with those of the full network to a stated share. What the validation rows then say is reported, not chosen on.
+
+    RUN/studies/ramps/              the trained ramps of each size, one safetensors file each
+    RUN/studies/exits.json          what was found
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -11,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from dynabert.baselines import deebert
-from dynabert.baselines.method import ExitMethod
+from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Spent
 from dynabert.batches import Batch
-from dynabert.errors import SettingError
-from dynabert.exits import NEVER, fastest_agreeing
+from dynabert.elastic import ElasticModel
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.exits import CONFIDENCE, NEVER, fastest_agreeing, n_classes
+from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
 from dynabert.hooks import Hooks
-from dynabert.measure import predict
+from dynabert.job import pick_device
+from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
 from dynabert.studies.trials import Study, relative_times
 from dynabert.subnet import Subnet, encoder_flops
@@ -26,14 +36,15 @@ from dynabert.sweep import plain_text
 
 RESULT = "exits.json"
 AGREEMENTS = (0.99, 0.98, 0.95)
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ExitPoint:
     """One size with one threshold, on the validation rows.
 
-    :param asked: agreement with the full network that the threshold was calibrated to; None without early exit.
-    :param threshold: of the entropy; None without early exit.
+    :param asked: agreement with the full network that the threshold was calibrated to; None for the size without ramps.
+    :param threshold: of the entropy; None for the size without ramps.
     :param metric: main metric, in hundredths.
     :param agreement: with the full network, share of the rows.
     :param n_layers: executed, mean over the rows.
@@ -56,12 +67,14 @@ class SizeExit:
     """All sizes and thresholds.
 
     :param full: main metric of the full network, in hundredths.
-    :param unreached: size and agreement that no threshold reaches on the `select` rows.
+    :param n_select: `select` rows, on which thresholds were calibrated.
+    :param unreached: size and agreement that those rows show at no threshold at which any row leaves early.
     """
 
     task: str
     metric: str
     full: float
+    n_select: int
     points: tuple[ExitPoint, ...]
     unreached: tuple[tuple[str, float], ...]
 
@@ -77,14 +90,15 @@ class SizeExit:
         title = (
             f"{self.task}: {self.metric} x 100 with early exit at calibrated thresholds; full network {self.full:.2f}"
         )
-        missed = ", ".join(f"{name} {share:.0%}" for name, share in self.unreached)
-        caption = f"agreement not reached on the select rows: {missed}" if missed else None
+        caption = f"agreements asked for: calibrated on {self.n_select} select rows, with {CONFIDENCE:.0%} confidence"
+        if missed := ", ".join(f"{name} {share:.4g}" for name, share in self.unreached):
+            caption += f"; which these rows do not show for {missed}"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("Subnet", no_wrap=True)
         for name in ("asked", "metric", "agreement", "layers", "FLOPs", "time x1", "x32"):
             table.add_column(name, justify="right", no_wrap=True)
         for point in self.points:
-            asked = "no exit" if point.asked is None else f"{point.asked:.0%}"
+            asked = "no exit" if point.asked is None else f"{100 * point.asked:.4g}%"
             numbers = (f"{point.metric:.2f}", f"{point.agreement:.1%}", f"{point.n_layers:.2f}", f"{point.flops:.0%}")
             table.add_row(point.subnet, asked, *numbers, *(f"{share:.0%}" for share in point.time))
         return plain_text(table)
@@ -98,81 +112,165 @@ def exits_of_run(
     lr: float = 1e-4,
     budget: float = 0.1,
     hooks: Hooks | None = None,
+    device: str | None = None,
 ) -> SizeExit:
     """Put ramps on sizes of a finished run, calibrate them, and measure what they save.
 
+    The ramps of each size are kept: a study that was interrupted goes on with the next size.
+
     :param run: a finished run folder of a classification.
     :param subnets: which sizes; by default every width at full depth.
-    :param agreements: with the full network, shares of the rows.
+    :param agreements: with the full network, shares of the rows; promised for new rows with a confidence of 95 %, see
+        `dynabert.exits.fastest_agreeing`.
     :param lr: of the ramps.
     :param budget: training FLOPs of the ramps of a size, as a share of those of the run's recipe.
     :param hooks: reports of the training.
+    :param device: where to compute; by default the GPU if there is one.
     :return: also written to ``studies/exits.json``.
     :raises SettingError: a regression, or settings out of range.
+    :raises ModelFileError: kept ramps that are damaged.
     """
     if not all(0 < share <= 1 for share in agreements) or not agreements:
         raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
+    if not (budget > 0 and lr > 0):
+        raise SettingError(f"budget {budget:g} and learning rate {lr:g} must be above 0")
     study = Study(Path(run), budget=budget, hooks=hooks)
-    elastic, seed = study.elastic, study.plan.training.seed
-    elastic.to(study.device)
-    rows = study.rows(seed)
-    full_select, full = (predict(elastic.at(Subnet()), part) for part in (rows.select, rows.validation))
-    metric, labels = ROW_METRICS[rows.task.primary_metric], study.labels
-    full_flops = encoder_flops(elastic.shape, elastic.slices(Subnet()))
+    elastic = study.elastic
+    n_classes(elastic.model.config)
+    elastic.to(pick_device(device))
+    rows = study.rows(study.plan.training.seed)
+    on_select, full = (predict(elastic.at(Subnet()), part) for part in (rows.select, rows.validation))
+    score = partial(ROW_METRICS[rows.task.primary_metric], labels_of(rows.validation))
+    measure = _Measure(elastic, rows.validation, full, score)
     points: list[ExitPoint] = []
     unreached: list[tuple[str, float]] = []
     for subnet in subnets or tuple(elastic.grid.at_full_depth()):
-        trained = deebert.train(
-            elastic,
-            rows.train,
-            training=study.plan.training,
-            lr=lr,
-            budget_flops=study.budget_flops,
-            subnet=subnet,
-            hooks=hooks,
-        )
-        asked: dict[float | None, float] = {None: NEVER}
-        on_select = trained.all_exits(rows.select)
-        for share in agreements:
-            threshold = fastest_agreeing(on_select, share, rule=trained.rule, reference=full_select)
-            if threshold is None:
-                unreached.append((subnet.name, share))
-            else:
-                asked[share] = threshold
-        score = partial(metric, labels)
-        points += _measured(trained, asked, rows.validation, full=full, full_flops=full_flops, score=score)
-    task, full_metric = rows.task, 100 * metric(labels, full)
-    result = SizeExit(task.name, task.primary_metric, full_metric, tuple(points), tuple(unreached))
+        trained = _with_ramps(study, elastic, subnet, lr=lr)
+        is_full = elastic.slices(subnet) == elastic.slices(Subnet())
+        found = _calibrated(trained, rows.select, agreements, reference=None if is_full else on_select)
+        unreached += [(subnet.name, share) for share, threshold in found.items() if threshold is None]
+        asked = {share: threshold for share, threshold in found.items() if threshold is not None}
+        points += [measure.without(subnet), *measure.at(trained, asked)]
+    task = rows.task
+    result = SizeExit(
+        task.name, task.primary_metric, 100 * score(full), len(on_select), tuple(points), tuple(unreached)
+    )
     study.write(RESULT, result.to_dict())
     return result
 
 
-def _measured(
-    trained: ExitMethod,
-    asked: Mapping[float | None, float],
-    rows: Iterable[Batch],
-    *,
-    full: np.ndarray,
-    full_flops: int,
-    score: Callable[[np.ndarray], float],
-) -> list[ExitPoint]:
-    """One size at all its thresholds."""
-    method = replace(trained, thresholds=tuple(sorted(set(asked.values()))))
-    names = dict(zip(method.thresholds, method.points(), strict=True))
-    times = relative_times(method, method.elastic.at(Subnet()), rows)
-    points = []
-    for share, threshold in asked.items():
-        answers = method.predict(names[threshold], rows)
-        points.append(
-            ExitPoint(
-                subnet=trained.subnet.name,
+def _calibrated(
+    trained: ExitMethod, select: Iterable[Batch], agreements: Sequence[float], *, reference: np.ndarray | None
+) -> dict[float, float | None]:
+    """A threshold for each agreement; None where leaving early is not shown to agree so far."""
+    logits = trained.all_exits(select)
+    found = {share: fastest_agreeing(logits, share, rule=trained.rule, reference=reference) for share in agreements}
+    return {share: None if threshold == NEVER else threshold for share, threshold in found.items()}
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What all points are measured with.
+
+    :param rows: validation rows.
+    :param full: what the full network says of them.
+    :param score: logits to the main metric.
+    """
+
+    elastic: ElasticModel
+    rows: Iterable[Batch]
+    full: np.ndarray
+    score: Callable[[np.ndarray], float]
+
+    def without(self, subnet: Subnet) -> ExitPoint:
+        """A size as it is, without ramps."""
+        method = ElasticMethod(name="no exit", elastic=self.elastic, subnets=(subnet,))
+        (time,) = self._times(method).values()
+        return self._point(method, subnet.name, subnet=subnet, time=time)
+
+    def at(self, trained: ExitMethod, asked: Mapping[float, float]) -> list[ExitPoint]:
+        """A size with its ramps, at the threshold of each agreement."""
+        if not asked:
+            return []
+        names = {threshold: replace(trained, thresholds=(threshold,)).points()[0] for threshold in asked.values()}
+        by_name = {name: threshold for threshold, name in names.items()}
+        method = replace(trained, thresholds=tuple(sorted(by_name.values())))
+        times = self._times(method)
+        return [
+            replace(
+                self._point(method, names[threshold], subnet=trained.subnet, time=times[names[threshold]]),
                 asked=share,
-                threshold=None if share is None else threshold,
-                metric=100 * score(answers.logits),
-                agreement=float(np.mean(answers.logits.argmax(1) == full.argmax(1))),
-                n_layers=float(answers.n_layers.mean()),
-                flops=float(answers.flops.mean()) / full_flops,
-                time=times[names[threshold]],
+                threshold=threshold,
             )
+            for share, threshold in asked.items()
+        ]
+
+    def _times(self, method: Method) -> dict[str, tuple[float, float]]:
+        return relative_times(method, self.elastic.at(Subnet()), self.rows)
+
+    def _point(self, method: Method, name: str, *, subnet: Subnet, time: tuple[float, float]) -> ExitPoint:
+        answers = method.predict(name, self.rows)
+        return ExitPoint(
+            subnet=subnet.name,
+            asked=None,
+            threshold=None,
+            metric=100 * self.score(answers.logits),
+            agreement=float(np.mean(answers.logits.argmax(1) == self.full.argmax(1))),
+            n_layers=float(answers.n_layers.mean()),
+            flops=float(answers.flops.mean()) / encoder_flops(self.elastic.shape, self.elastic.slices(Subnet())),
+            time=time,
         )
-    return points
+
+
+def _with_ramps(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:
+    """A size with ramps: those kept, or trained and kept."""
+    path = study.folder / "ramps" / f"{subnet.name}-{_digest(study, subnet, lr)}.safetensors"
+    if not path.exists():
+        _save(_trained(study, elastic, subnet, lr=lr), path)
+    ramps = deebert.new_ramps(elastic, subnet=subnet, seed=study.plan.training.seed).eval()
+    try:
+        with safe_open(path, framework="pt") as file:
+            spent = Spent(**json.loads((file.metadata() or {})["spent"]))
+            ramps.load_state_dict({name: file.get_tensor(name) for name in ramps.state_dict()})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFileError(
+            f"{path} holds no sound ramps ({reason}); delete it, and they are trained again"
+        ) from error
+    return ExitMethod(
+        name=deebert.NAME,
+        elastic=elastic,
+        ramps=ramps,
+        rule="entropy",
+        thresholds=deebert.THRESHOLDS,
+        subnet=subnet,
+        spent=spent,
+    )
+
+
+def _trained(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:
+    return deebert.train(
+        elastic,
+        study.rows(study.plan.training.seed).train,
+        training=study.plan.training,
+        lr=lr,
+        budget_flops=study.budget_flops,
+        subnet=subnet,
+        hooks=study.hooks,
+    )
+
+
+def _digest(study: Study, subnet: Subnet, lr: float) -> str:
+    """Of all that the ramps depend on: the weights beneath, the rows, and how they are trained."""
+    weights = sha256_of(study.run / "elastic" / "MANIFEST.json")
+    plan = (asdict(study.plan.training), asdict(study.plan.batching))
+    settings = [FORMAT_VERSION, subnet.name, lr, study.budget_flops, weights, plan, study.saved.data]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _save(trained: ExitMethod, path: Path) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.ramps.state_dict().items()}
+    about = {"format_version": str(FORMAT_VERSION), "spent": json.dumps(asdict(trained.spent))}
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, save(tensors, about))

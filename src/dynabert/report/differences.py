@@ -1,0 +1,144 @@
+"""Figures of differences with their intervals: DynaBERT minus other methods, and what a variant of it changes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from dynabert.report import tables
+from dynabert.report.figure import (
+    WIDE,
+    Figure,
+    Option,
+    TextTable,
+    filled_where,
+    nominal_tips,
+    param,
+    spec_of,
+    unless_one,
+)
+from dynabert.report.studies import MEAN, Ablated, Ablation, Compared, Gap
+from dynabert.report.tables import Table
+
+SURE = 0.05
+"""Points of a corrected p value below this are filled."""
+
+_READ = (
+    f"Bars are 95 % intervals over rows and seeds, paired. Filled points have a p value below {SURE:g} after Holm's "
+    "correction for all differences of the study; hollow ones may be chance."
+)
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """How differences are drawn.
+
+    :param name: of the data.
+    :param y: column of the lines.
+    :param colour: column of the colours.
+    :param colours: all values that have one, in their order.
+    :param title: of the axis.
+    :param tips: columns of text that are told of a point.
+    """
+
+    name: str
+    y: str
+    colour: str
+    colours: Sequence[str]
+    title: str
+    tips: tuple[str, ...]
+
+    def of(self, data: Table) -> alt.LayerChart | alt.FacetChart:
+        """One line for each row of the chosen `where`."""
+        scale: dict[str, Any] = {"scale": alt.Scale(domain=list(self.colours)), "legend": None}
+        field = f"{self.colour}:N"
+        base = (
+            alt.Chart(alt.NamedData(self.name))
+            .transform_filter("datum.where == where")
+            .encode(
+                y=alt.Y(f"{self.y}:N", title=None, sort=list(dict.fromkeys(data[self.y]))),
+                color=alt.Color(field, **scale),
+            )
+        )
+        tooltip = [
+            *nominal_tips(*self.tips),
+            *(alt.Tooltip(f"{name}:Q", title=name, format="+.2f") for name in ("difference", "low", "high")),
+            alt.Tooltip("p_holm:Q", title="p (Holm)", format=".3f"),
+        ]
+        x = alt.X("low:Q", title=self.title, scale=alt.Scale(padding=8))
+        bars = base.mark_rule(strokeWidth=2).encode(x, x2="high:Q")
+        points = base.mark_point(size=70, strokeWidth=1.5, opacity=1).encode(
+            alt.X("difference:Q", title=self.title),
+            fill=alt.Fill(field, **scale),
+            fillOpacity=filled_where(f"datum.p_holm < {SURE}"),
+            tooltip=tooltip,
+        )
+        zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(alt.X("x:Q", title=self.title))
+        places = list(dict.fromkeys(data["where"]))
+        return (
+            alt.layer(zero, bars, points)
+            .add_params(param("where", places[0]))
+            .properties(**WIDE, height=26 * max(Counter(data["where"]).values()) + 14)
+        )
+
+
+def _numbers(row: Gap | Ablation) -> tuple[str, str, str]:
+    return f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}", f"{row.p_holm:.3f}"
+
+
+def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
+    """DynaBERT minus every method; None where nothing was paired.
+
+    :param methods: all that have a colour, in their order.
+    """
+    if not compared.gaps:
+        return None
+    data = tables.table({**vars(row), "where": f"{row.share:.0%}"} for row in compared.gaps)
+    chart = _Chart("gaps", "method", "method", methods, "DynaBERT minus the method, points", ("method", "point"))
+    lines = tuple(
+        (row.method, f"{row.share:.0%}", row.point, f"{row.metric:.2f}", f"{row.flops:.0%}", *_numbers(row))
+        for row in compared.gaps
+    )
+    missing = ", ".join(f"{method} at {share:.0%}" for method, share in compared.unpaired)
+    headers = ("method", "FLOPs at most", "point", "metric", "FLOPs spent", "DynaBERT minus it", "95 % interval")
+    places = tuple(dict.fromkeys(data["where"]))
+    return Figure(
+        name="gaps",
+        title="DynaBERT beside other methods",
+        caption="How much better DynaBERT is, in points of the main metric, where both may cost at most this share of "
+        "the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what "
+        f"they spend on the validation rows stands in the numbers. {compared.trainings}. {_READ}"
+        + (f" Nothing to compare: {missing}." if missing else ""),
+        spec=spec_of(chart.of(data)),
+        data={"gaps": data, "zero": {"x": [0]}},
+        controls=unless_one("FLOPs at most", tuple(Option(where, {"where": where}) for where in places)),
+        tables=(TextTable("All differences", (*headers, "p (Holm)"), lines),),
+        images={f"gaps-{where.rstrip('%')}": {"where": where} for where in places},
+    )
+
+
+def ablation_figure(ablated: Ablated) -> Figure | None:
+    """What each variant changes; None where nothing was varied."""
+    if not ablated.effects:
+        return None
+    effects = sorted(ablated.effects, key=lambda row: row.where != MEAN)
+    data = tables.table({**vars(row), "name": f"{row.factor}: {row.variant}"} for row in effects)
+    factors = list(dict.fromkeys(data["factor"]))
+    chart = _Chart("ablations", "name", "factor", factors, "difference, points", ("factor", "variant", "where"))
+    places = tuple(dict.fromkeys(data["where"]))
+    names = {where: "mean over the grid" if where == MEAN else where for where in places}
+    lines = tuple((row.factor, row.variant, names[row.where], *_numbers(row)) for row in effects)
+    headers = ("factor", "variant", "size", "difference", "95 % interval", "p (Holm)")
+    return Figure(
+        name="ablations",
+        title="Ablations",
+        caption=f"What a variant changes, in points of the main metric; right of the line it helps. "
+        f"{ablated.trainings}. {_READ}",
+        spec=spec_of(chart.of(data)),
+        data={"ablations": data, "zero": {"x": [0]}},
+        controls=unless_one("Size", tuple(Option(names[where], {"where": where}) for where in places)),
+        tables=(TextTable("All differences", headers, lines),),
+        images={f"ablations-{where}": {"where": where} for where in places},
+    )
