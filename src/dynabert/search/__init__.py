@@ -34,7 +34,19 @@ from dynabert.subnet import Subnet, encoder_flops
 if TYPE_CHECKING:
     from dynabert.plan import Plan
 
-__all__ = ["Budget", "Effort", "SearchResult", "Standing", "budget_of", "search_run", "space_of"]
+__all__ = [
+    "ALIKE",
+    "N_RESAMPLES",
+    "PER_LAYER",
+    "UNIFORM",
+    "Budget",
+    "Effort",
+    "SearchResult",
+    "Standing",
+    "budget_of",
+    "search_run",
+    "space_of",
+]
 
 N_RESAMPLES = 2000
 SAVE_EVERY_S = 20.0
