@@ -207,20 +207,20 @@ def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:
     assert space_of(load_result(run), HALF).patterns == ((0, 1, 2, 3), (0, 2))
 
 
-def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["search", str(run), "--max-flops-share", "0.5", "--trials", "20"]
-    for extra in ([], ["--json"]):
-        monkeypatch.setattr(sys, "argv", ["dynabert", *arguments, *extra])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert not stopped.value.code
-        shown = capsys.readouterr().out
-        if extra:
-            assert json.loads(shown)["found"] in told
-        else:
-            told = shown.splitlines()[-1].split()
-            assert told[:5] == ["cut", "it", "out:", "dynabert", "extract"]
-    monkeypatch.setattr(sys, "argv", ["dynabert", "search", str(run)])
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["dynabert", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == 2 and "--max-flops-share" in capsys.readouterr().err
+    return int(stopped.value.code or 0)
+
+
+def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("search", run, "--max-flops-share", 0.5, "--trials", 20)
+    assert call(monkeypatch, *arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert call(monkeypatch, *arguments, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["found"]
+    assert last == f"cut it out: dynabert extract {run} --subnet {found} --out small/"
+    assert call(monkeypatch, "extract", run, "--subnet", found, "--out", run.parent / "small") == 0
+    assert call(monkeypatch, "search", run) == 2
+    assert "--max-flops-share" in capsys.readouterr().err
