@@ -19,15 +19,16 @@ from dynabert.measure import labels_of, predict
 from dynabert.results import Saved, load_result
 from dynabert.run import train
 from dynabert.search import Budget, Effort, budget_of, search_run, space_of
-from dynabert.search.explore import Pace
-from dynabert.search.scoring import HOPELESS, N_PARTS, Score, Scorer, distances, parts_of
+from dynabert.search.explore import Pace, explore
+from dynabert.search.scoring import HOPELESS, Score, Scorer, distances, parts_of
+from dynabert.search.space import Price, Space
 from dynabert.statistics import ROW_METRICS
-from dynabert.subnet import Subnet, encoder_flops
+from dynabert.subnet import EncoderShape, Subnet, encoder_flops
 
 pytest.importorskip("optuna")
 
 HALF = Budget(share=0.5)
-TRIALS = Effort(minutes=60, trials=90)
+TRIALS = Effort(minutes=60, trials=60)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_an_interrupted_search_goes_on_to_the_same_end(run: Path, n_predicted: l
     whole = search_run(run, HALF, effort=TRIALS)
     tried = list(n_predicted)
     shutil.rmtree(run / "search")
-    search_run(run, HALF, effort=Effort(minutes=60, trials=60))
+    search_run(run, HALF, effort=Effort(minutes=60, trials=50))
     n_predicted.clear()
     assert search_run(run, HALF, effort=TRIALS).standings == whole.standings
     assert n_predicted == tried[-len(n_predicted) :]  # only what had not been tried yet
@@ -130,7 +131,7 @@ def test_budgets_share_scores_and_other_weights_do_not(run: Path, n_predicted: l
     assert set(n_predicted) == known
     path.write_text("{")
     n_predicted.clear()
-    (run / "search" / f"flops-{full * 0.5:.6g}.json").unlink()
+    (run / "search" / f"flops-{full * 0.5:.15g}.json").unlink()
     search_run(run, HALF, effort=TRIALS)
     assert set(n_predicted) == known  # a damaged file is as if it were not there
 
@@ -155,7 +156,7 @@ def test_a_hopeless_subnet_is_scored_on_fewer_rows(run: Path) -> None:
     prepared = Saved.of(run).rows(load_tokenizer(run / "elastic"))
     score = Scorer(elastic.at, prepared.select, task=prepared.task)
     good = score(Subnet())
-    assert good.loss == pytest.approx(0, abs=1e-9) and len(good.losses) == N_PARTS
+    assert good.loss == pytest.approx(0, abs=1e-9) and len(good.losses) == 4
     logits = predict(elastic.at(Subnet(0.5, 0.5)), prepared.select)
     whole = score(Subnet(0.5, 0.5))
     by_row = distances(logits, predict(elastic.at(Subnet()), prepared.select))
@@ -163,7 +164,12 @@ def test_a_hopeless_subnet_is_scored_on_fewer_rows(run: Path) -> None:
     assert whole.metric == ROW_METRICS["accuracy"](labels_of(prepared.select), logits)
     poor = Scorer(elastic.at, prepared.select, task=prepared.task)(Subnet(0.5, 0.5), good)
     assert len(poor.losses) == 1 and poor.metric is None and poor.losses[0] == whole.losses[0]
-    near = Score(tuple(loss / (0.9 * HOPELESS) for loss in whole.losses), 0.5, 0.0)
+    for n_parts, limit in enumerate(HOPELESS, 1):  # just within the limit before, just outside this one
+        best = Score(tuple(loss / (1.01 * limit) for loss in whole.losses), 0.5, 0.0)
+        short = Scorer(elastic.at, prepared.select, task=prepared.task)(Subnet(0.5, 0.5), best)
+        assert short.losses == whole.losses[:n_parts] and short.metric is None
+        assert short.beside(best) == pytest.approx(1.01 * limit)
+    near = Score(tuple(loss / 1.05 for loss in whole.losses), 0.5, 0.0)
     assert Scorer(elastic.at, prepared.select, task=prepared.task)(Subnet(0.5, 0.5), near).losses == whole.losses
 
 
@@ -195,12 +201,34 @@ def test_pace_counts_earlier_runs_without_the_clock() -> None:
 
 def test_budgets_are_named_and_checked() -> None:
     assert budget_of(max_flops_share=0.5).name == "flops-share-0.5"
-    assert budget_of(max_flops=1.1e9).name == "flops-1.1e+09" and budget_of(max_params=12e6).name == "params-1.2e+07"
+    assert (
+        budget_of(max_flops=1.1e9).name == "flops-1100000000" and budget_of(max_params=12e6).name == "params-12000000"
+    )
     for wrong in ({}, {"max_flops": 1.0, "max_params": 1.0}, {"max_flops_share": 1.5}, {"max_params": 0.0}):
         with pytest.raises(SettingError):
             budget_of(**wrong)
     with pytest.raises(SettingError, match="above 0"):
         Effort(minutes=0)
+
+
+def test_views_are_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("dynabert.elastic.ElasticModel.at")  # which would keep every view that was ever tried
+    assert search_run(run, HALF, effort=Effort(minutes=60, trials=12)).n_tried
+
+
+def test_a_search_ends_where_nothing_is_left_to_try() -> None:
+    class Known(Scorer):
+        def __init__(self) -> None:
+            self.scores = {}
+
+        def _scored(self, subnet: Subnet, best: Score | None) -> Score:
+            return Score((1.0,), 1.0, 0.0)
+
+    shape = EncoderShape(n_layers=1, n_heads=2, head_dim=8, hidden=16, n_neurons=32)
+    tiny = Space(shape, ((0,),), Price.of(lambda slices: encoder_flops(shape, slices), shape), 1e9)
+    pace = Pace(Effort(minutes=60))
+    tried = list(explore(tiny, Known(), uniform=[], seeds=tiny.even_choices(), pace=pace))
+    assert [subnet.name for subnet, _ in tried] == ["l0h2n32"] and pace.n <= 210
 
 
 def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:

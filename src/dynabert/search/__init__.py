@@ -20,7 +20,8 @@ import numpy as np
 from dynabert.elastic import ElasticModel, count_params
 from dynabert.job import Prepared, pick_device
 from dynabert.loading import load_tokenizer
-from dynabert.measure import Progress, fingerprint_of, labels_of, predict, views_of
+from dynabert.measure import Progress, fingerprint_of, labels_of, predict
+from dynabert.precision import TrainingViews
 from dynabert.results import IMPORTANCE_FILE, Saved, load_result
 from dynabert.rewire import Importance, reordered
 from dynabert.search.explore import Effort, Pace, explore
@@ -81,7 +82,8 @@ def search_run(
     fingerprint = f"{fingerprint_of(elastic, list(elastic.grid), rows)}-{precision}-{elastic.model.device.type}"
     store = Store(run, budget.name, fingerprint=fingerprint, seed=effort.seed)
     earlier = store.load()
-    score = Scorer(views_of(elastic, precision), rows, task=prepared.task, known=earlier.scores)
+    views = TrainingViews(elastic, precision=precision)  # which keep the last ones; `at` would keep all of them
+    score = Scorer(views.at, rows, task=prepared.task, known=earlier.scores)
     pace = Pace(effort, n_earlier=earlier.n, s_earlier=earlier.seconds)
     uniform = _uniform(elastic, space)
     seeds = list(_seeds(elastic, space, uniform, _scores_in_order(run, saved.plan)))

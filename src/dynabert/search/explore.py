@@ -13,6 +13,9 @@ from dynabert.subnet import Subnet
 N_FIRST = 24
 """The best seeds, from which the sampler starts."""
 
+N_KNOWN = 200
+"""So many proposals one after the other that were all tried before end a search: little else is left to try."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -101,16 +104,19 @@ def explore(
         pace.n += 1
         best = found if best is None or found.loss < best.loss else best
         yield subnet, found
+    n_known = 0
     proposals = _proposals(space, seeds, losses, pace.effort.seed)
-    while pace.goes_on and (choice := next(proposals, None)) is not None:
+    while n_known < N_KNOWN and pace.goes_on and (choice := next(proposals, None)) is not None:
         subnet = space.fitted(choice)
         found = score(subnet, best)
-        losses[choice] = found.loss
+        losses[choice] = found.loss if best is None else found.beside(best) * best.loss
         if found.metric is not None and (best is None or found.loss < best.loss):
             best = found
         pace.n += 1
+        n_known += 1
         if subnet.name not in seen:
             seen.add(subnet.name)
+            n_known = 0
             yield subnet, found
 
 

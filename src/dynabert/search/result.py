@@ -38,7 +38,7 @@ class Budget:
     def name(self) -> str:
         """Used as the name of a file."""
         kind = self.cost.removeprefix("n_")
-        return f"{kind}-share-{self.share:g}" if self.limit is None else f"{kind}-{self.limit:.6g}"
+        return f"{kind}-share-{self.share:g}" if self.limit is None else f"{kind}-{self.limit:.15g}"
 
     def resolved(self, full: float) -> float:
         """The limit, given the cost of the full network."""

@@ -5,7 +5,7 @@ network tells them apart.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,9 @@ from dynabert.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-N_PARTS = 4
-"""Parts that the rows are predicted in. A Subnet that is hopeless on the first one is spared the others."""
-
-HOPELESS = 1.5
-"""So many times the distance of the best Subnet on the same rows, and no more of them are predicted."""
+HOPELESS = (1.5, 1.2, 1.1)
+"""The rows are predicted in parts. A Subnet that after the first is 1.5 times as far from the reference as the best one
+is on the same rows is not predicted on the others; after the second 1.2 times is enough, after the third 1.1 times."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class Score:
     def loss(self) -> float:
         """The mean distance over the parts that were predicted."""
         return float(np.mean(self.losses))
+
+    def beside(self, best: "Score") -> float:
+        """The distance as a multiple of the best Subnet's on the same rows: parts differ in how hard they are."""
+        return self.loss / max(float(np.mean(best.losses[: len(self.losses)])), 1e-30)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -81,7 +83,7 @@ def distances(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
 class Scorer:
     """Scores Subnets on the same rows; what it has scored, it keeps.
 
-    :param view_of: a network's view of a Subnet, see `dynabert.measure.views_of`.
+    :param view_of: a network's view of a Subnet, which need not keep it.
     :param batches: held-out rows, each once, with labels.
     :param task: says how predictions are judged.
     :param known: scores of earlier searches on the same network and rows, by the name of the Subnet.
@@ -97,7 +99,7 @@ class Scorer:
     ) -> None:
         self.scores = dict(known or {})
         self._view_of, self._metric = view_of, ROW_METRICS[task.primary_metric]
-        self._parts = parts_of(batches, N_PARTS)
+        self._parts = parts_of(batches, len(HOPELESS) + 1)
         self._labels = [labels_of(part) for part in self._parts]
         full = view_of(Subnet())
         self._reference = [predict(full, part) for part in self._parts]
@@ -113,16 +115,16 @@ class Scorer:
 
     def _scored(self, subnet: Subnet, best: Score | None) -> Score:
         started = perf_counter()
-        view, losses, logits = self._view_of(subnet), [], []
-        for part, reference in zip(self._parts, self._reference, strict=True):
+        view, logits = self._view_of(subnet), []
+        found = Score((), None, 0.0)
+        for part, reference, limit in zip(self._parts, self._reference, (*HOPELESS, np.inf), strict=False):
             logits.append(predict(view, part))
-            losses.append(float(distances(logits[-1], reference).mean()))
-            if best is not None and losses[0] > HOPELESS * best.losses[0]:
+            found = replace(found, losses=(*found.losses, float(distances(logits[-1], reference).mean())))
+            if best is not None and found.beside(best) > limit:
                 break
-        metric = None
-        if len(losses) == len(self._parts):
-            metric = self._metric(np.concatenate(self._labels), np.concatenate(logits))
-        return Score(tuple(losses), metric, perf_counter() - started)
+        if len(logits) == len(self._parts):
+            found = replace(found, metric=self._metric(np.concatenate(self._labels), np.concatenate(logits)))
+        return replace(found, seconds=perf_counter() - started)
 
 
 def parts_of(batches: Iterable[Batch], n_parts: int, *, size: int = 64) -> list[list[Batch]]:
