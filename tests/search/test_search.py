@@ -228,7 +228,7 @@ def test_a_search_ends_where_nothing_is_left_to_try() -> None:
     tiny = Space(shape, ((0,),), Price.of(lambda slices: encoder_flops(shape, slices), shape), 1e9)
     pace = Pace(Effort(minutes=60))
     tried = list(explore(tiny, Known(), uniform=[], seeds=tiny.even_choices(), pace=pace))
-    assert [subnet.name for subnet, _ in tried] == ["l0h2n32"] and pace.n <= 210
+    assert [subnet.name for subnet, _ in tried] == ["l0h2n32"] and pace.n <= 110
 
 
 def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:

@@ -11,7 +11,7 @@ budget is chosen on the same rows, and the difference is measured on the validat
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ __all__ = [
     "Standing",
     "budget_of",
     "search_run",
+    "seeds_of",
     "space_of",
 ]
 
@@ -85,8 +86,7 @@ def search_run(
     views = TrainingViews(elastic, precision=precision)  # which keep the last ones; `at` would keep all of them
     score = Scorer(views.at, rows, task=prepared.task, known=earlier.scores)
     pace = Pace(effort, n_earlier=earlier.n, s_earlier=earlier.seconds)
-    uniform = _uniform(elastic, space)
-    seeds = list(_seeds(elastic, space, uniform, _scores_in_order(run, saved.plan)))
+    uniform, seeds = _uniform(elastic, space), seeds_of(run, elastic, space)
     found: dict[str, Score] = {}
     written = time.monotonic()
     for subnet, one in explore(space, score, uniform=uniform, seeds=seeds, pace=pace):
@@ -130,15 +130,17 @@ def _scores_in_order(run: Path, plan: "Plan") -> tuple[np.ndarray, np.ndarray]:
     return importance.heads.gather(1, heads).numpy(), importance.neurons.gather(1, neurons).numpy()
 
 
-def _seeds(
-    elastic: ElasticModel, space: Space, uniform: Iterable[Subnet], importance: tuple[np.ndarray, np.ndarray]
-) -> Iterator[Choice]:
-    """What is tried first: rows of the grid made as large as the budget allows, even choices, those by importance."""
-    for subnet in uniform:
+def seeds_of(run: Path, elastic: ElasticModel, space: Space) -> Iterator[Choice]:
+    """What is tried first: rows of the grid made as large as the budget allows, even choices, those by importance.
+
+    :param run: a finished run folder.
+    :param elastic: its network.
+    """
+    for subnet in _uniform(elastic, space):
         if (choice := space.choice_of(elastic.slices(subnet))) is not None:
             yield choice
     yield from space.even_choices()
-    yield from space.guided_choices(*importance)
+    yield from space.guided_choices(*_scores_in_order(run, Saved.of(run).plan))
 
 
 def _is_alike(name: str) -> bool:

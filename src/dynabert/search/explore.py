@@ -13,7 +13,7 @@ from dynabert.subnet import Subnet
 N_FIRST = 24
 """The best seeds, from which the sampler starts."""
 
-N_KNOWN = 200
+N_KNOWN = 100
 """So many proposals one after the other that were all tried before end a search: little else is left to try."""
 
 

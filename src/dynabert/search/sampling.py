@@ -9,6 +9,7 @@ from dynabert.search.space import Choice, Space
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.samplers import BaseSampler
 
 
 class Sampler:
@@ -17,10 +18,13 @@ class Sampler:
     :param space: that they come from.
     :param first: good choices, proposed before all others.
     :param seed: of the random numbers.
+    :param algorithm: another of optuna's samplers; by default the tree-structured Parzen estimator.
     :raises SettingError: optuna is not installed.
     """
 
-    def __init__(self, space: Space, first: Sequence[Choice], *, seed: int) -> None:
+    def __init__(
+        self, space: Space, first: Sequence[Choice], *, seed: int, algorithm: "BaseSampler | None" = None
+    ) -> None:
         optuna = _optuna()
         self._n_layers = space.shape.n_layers
         whole, one_of = optuna.distributions.IntDistribution, optuna.distributions.CategoricalDistribution
@@ -28,10 +32,11 @@ class Sampler:
         for layer in range(self._n_layers):
             self._axes[f"heads {layer}"] = whole(1, space.shape.n_heads)
             self._axes[f"levels {layer}"] = whole(1, space.n_levels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=len(first), seed=seed)
-        self._study: Study = optuna.create_study(sampler=sampler)
+        if algorithm is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                algorithm = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=len(first), seed=seed)
+        self._study: Study = optuna.create_study(sampler=algorithm)
         self._asked: Trial | None = None
         for choice in first:
             self._study.enqueue_trial(self._values(choice))
