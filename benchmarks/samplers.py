@@ -19,7 +19,7 @@ from common import finish, machine, options, table
 from dynabert.loading import load_tokenizer
 from dynabert.precision import TrainingViews
 from dynabert.results import Saved, load_result
-from dynabert.search import Budget, seeds_of, space_of
+from dynabert.search import CostLimit, seeds_of, space_of
 from dynabert.search.explore import N_FIRST
 from dynabert.search.sampling import Sampler
 from dynabert.search.scoring import Scorer
@@ -104,7 +104,10 @@ def main() -> None:
     )
     n = 10 if chosen.quick else chosen.trials
     elastic, saved = load_result(chosen.run), Saved.of(chosen.run)
-    space, prepared = space_of(elastic, Budget(share=chosen.share)), saved.rows(load_tokenizer(chosen.run / "elastic"))
+    space, prepared = (
+        space_of(elastic, CostLimit(share=chosen.share)),
+        saved.rows(load_tokenizer(chosen.run / "elastic")),
+    )
     elastic.to(chosen.device)
     views = TrainingViews(elastic, precision=saved.plan.training.precision)
     score = Scorer(views.at, prepared.select, task=prepared.task)

@@ -14,7 +14,7 @@ from common import finish, machine, options, table
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of
 from dynabert.results import Saved
-from dynabert.search import ALIKE, N_RESAMPLES, PER_LAYER, UNIFORM, Budget, Effort, SearchResult, search_run
+from dynabert.search import ALIKE, N_RESAMPLES, PER_LAYER, UNIFORM, CostLimit, Effort, SearchResult, search_run
 from dynabert.statistics import ROW_METRICS, Difference, Resampled, mean_difference, resampled_difference
 
 QUICK_TRIALS = 40
@@ -50,7 +50,7 @@ def main() -> None:
     for place, run in enumerate(chosen.runs):
         labels = labels_of(Saved.of(run).rows(load_tokenizer(run / "elastic")).validation)
         for share in shares:
-            result = search_run(run, Budget(share=share), effort=effort, device=chosen.device)
+            result = search_run(run, CostLimit(share=share), effort=effort, device=chosen.device)
             print(f"{run}\n{result.table()}", flush=True)
             results.append({"run": run.name, "share": share, **result.to_dict()})
             if UNIFORM not in result.logits:

@@ -18,7 +18,7 @@ from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of, predict
 from dynabert.results import Saved, load_result
 from dynabert.run import train
-from dynabert.search import Budget, Effort, budget_of, search_run, space_of
+from dynabert.search import CostLimit, Effort, budget_of, search_run, space_of
 from dynabert.search.explore import Pace, explore
 from dynabert.search.scoring import HOPELESS, Score, Scorer, distances, parts_of
 from dynabert.search.space import Price, Space
@@ -27,7 +27,7 @@ from dynabert.subnet import EncoderShape, Subnet, encoder_flops
 
 pytest.importorskip("optuna")
 
-HALF = Budget(share=0.5)
+HALF = CostLimit(share=0.5)
 TRIALS = Effort(minutes=60, trials=60)
 
 
@@ -121,7 +121,7 @@ def test_budgets_share_scores_and_other_weights_do_not(run: Path, n_predicted: l
     n_predicted.clear()
     elastic = load_result(run)
     full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
-    search_run(run, Budget(limit=full * 0.5), effort=TRIALS)
+    search_run(run, CostLimit(limit=full * 0.5), effort=TRIALS)
     assert not n_predicted  # the same budget by another name
     path = run / "search" / "flops-share-0.5.json"
     saved = json.loads(path.read_text())
@@ -139,14 +139,14 @@ def test_budgets_share_scores_and_other_weights_do_not(run: Path, n_predicted: l
 def test_parameters_are_a_budget_too(run: Path) -> None:
     elastic = load_result(run)
     small = sum(parameter.numel() for parameter in elastic.extract(Subnet(0.5, 0.5)).parameters())
-    result = search_run(run, Budget("n_params", limit=small), effort=Effort(minutes=60, trials=20))
+    result = search_run(run, CostLimit("n_params", limit=small), effort=Effort(minutes=60, trials=20))
     for standing in result.standings:
         cut = elastic.extract(Subnet.parse(standing.subnet))
         assert sum(parameter.numel() for parameter in cut.parameters()) == standing.cost <= small
 
 
 def test_a_budget_below_the_grid_has_no_baseline(run: Path) -> None:
-    result = search_run(run, Budget(share=0.2), effort=Effort(minutes=60, trials=12))
+    result = search_run(run, CostLimit(share=0.2), effort=Effort(minutes=60, trials=12))
     assert "uniform grid" not in {standing.how for standing in result.standings}
     assert result.found.gain is None
 

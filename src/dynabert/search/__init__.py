@@ -25,7 +25,7 @@ from dynabert.precision import TrainingViews
 from dynabert.results import IMPORTANCE_FILE, Saved, load_result
 from dynabert.rewire import Importance, reordered
 from dynabert.search.explore import Effort, Pace, explore
-from dynabert.search.result import Budget, SearchResult, Standing, budget_of
+from dynabert.search.result import CostLimit, SearchResult, Standing, budget_of
 from dynabert.search.scoring import Score, Scorer
 from dynabert.search.space import Choice, Price, Slices, Space
 from dynabert.search.store import Store
@@ -40,7 +40,7 @@ __all__ = [
     "N_RESAMPLES",
     "PER_LAYER",
     "UNIFORM",
-    "Budget",
+    "CostLimit",
     "Effort",
     "SearchResult",
     "Standing",
@@ -57,7 +57,7 @@ UNIFORM, ALIKE, PER_LAYER = "uniform grid", "alike in all layers", "per layer"
 
 def search_run(
     run: str | Path,
-    budget: Budget,
+    budget: CostLimit,
     *,
     effort: Effort = Effort(),  # noqa: B008 (a frozen value)
     progress: Progress | None = None,
@@ -102,7 +102,7 @@ def search_run(
     return result
 
 
-def space_of(elastic: ElasticModel, budget: Budget) -> Space:
+def space_of(elastic: ElasticModel, budget: CostLimit) -> Space:
     """What a search may try: the layers of the trained depths, any heads and neurons, within a budget.
 
     :raises SettingError: a budget that nothing fits.
@@ -168,7 +168,7 @@ def _measured(
     chosen: dict[str, str],
     found: dict[str, Score],
     *,
-    budget: Budget,
+    budget: CostLimit,
     space: Space,
     seconds: float,
 ) -> SearchResult:

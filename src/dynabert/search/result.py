@@ -13,7 +13,7 @@ CostName = Literal["flops", "n_params"]
 
 
 @dataclass(frozen=True)
-class Budget:
+class CostLimit:
     """What a Subnet may cost: a limit, or a share of what the full network costs.
 
     :param cost: FLOPs of the encoder for one sequence of 128 tokens, or all parameters.
@@ -47,7 +47,7 @@ class Budget:
 
 def budget_of(
     *, max_flops_share: float | None = None, max_flops: float | None = None, max_params: float | None = None
-) -> Budget:
+) -> CostLimit:
     """The budget of three options, of which one is given.
 
     :raises SettingError: none or several of them.
@@ -55,8 +55,8 @@ def budget_of(
     if sum(given is not None for given in (max_flops_share, max_flops, max_params)) != 1:
         raise SettingError("give one budget: --max-flops-share 0.5, --max-flops 1.1e9 or --max-params 12e6")
     if max_params is not None:
-        return Budget("n_params", limit=max_params)
-    return Budget("flops", limit=max_flops, share=max_flops_share)
+        return CostLimit("n_params", limit=max_params)
+    return CostLimit("flops", limit=max_flops, share=max_flops_share)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SearchResult:
 
     task: str
     metric: str
-    budget: Budget
+    budget: CostLimit
     limit: float
     standings: tuple[Standing, ...]
     n_tried: int
