@@ -30,6 +30,7 @@ for verb in (
     training.train,
     sizes.measure,
     sizes.pick,
+    sizes.search,
     sizes.extract,
     sizes.export,
     sizes.predict,

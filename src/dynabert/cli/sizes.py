@@ -179,6 +179,40 @@ def _describe(made: "Exported") -> None:
     typer.echo(f"{timing.batch} x {timing.seq} tokens: {timing.median_ms:.2f} ms, 95 % within {timing.p95_ms:.2f} ms")
 
 
+def search(
+    run: Run,
+    max_flops_share: Annotated[
+        float | None, typer.Option(help="FLOPs at most, as a share of the full network's: 0.5.")
+    ] = None,
+    max_flops: Annotated[float | None, typer.Option(help="FLOPs of a sequence of 128 tokens at most: 1.1e9.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Parameters at most, for instance 12e6.")] = None,
+    minutes: Annotated[float, typer.Option(help="At most, with those that earlier runs of this search took.")] = 10.0,
+    trials: Annotated[
+        int | None, typer.Option(help="Sizes to try at most; by default as many as the time allows.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Search the best size within a budget, with heads and neurons chosen for each layer; nothing is trained.
+
+    Sizes are judged on the select rows; the validation rows then say what that gains over the best of the grid. What
+    was tried is kept in RUN/search: the same command goes on, and other budgets use it too.
+    """
+    from dynabert.progress import progress_bars
+    from dynabert.search import Effort, budget_of, search_run
+
+    budget = budget_of(max_flops_share=max_flops_share, max_flops=max_flops, max_params=max_params)
+    effort = Effort(minutes, trials, seed)
+    with progress_bars() as bars:
+        result = search_run(run, budget, effort=effort, progress=bars.measuring, device=device)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(result.table(), nl=False)
+        typer.echo(f"cut it out: dynabert extract {run} --subnet {result.found.subnet} --out small/")
+
+
 def extract(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder of the small model; replaced if there is a model in it.")],
