@@ -37,17 +37,19 @@ class Cut:
 
     @classmethod
     def of(
-        cls, folder: Path, config: "PretrainedConfig", family: Family, subnet: Subnet, *, pad_heads: bool = False
+        cls, folder: Path, config: "PretrainedConfig", family: Family, subnet: Subnet | str, *, pad_heads: bool = False
     ) -> "Cut":
         """A Subnet of the elastic model of a folder.
 
         :param config: of the full model.
+        :param subnet: the Subnet, or its name.
         :raises ModelFileError: not an elastic model, or a damaged one.
         :raises SettingError: a Subnet that its encoder does not have.
         """
         if config.model_type != family.model_type:
             raise ModelFileError(f"{folder} is one size already; give the folder or hub name of an elastic model")
         shape = family.shape(config)
+        subnet = Subnet.parse(subnet) if isinstance(subnet, str) else subnet
         return cls(subnet.name, family, shape, described(folder, shape).slices(subnet), pad_heads)
 
     @property
@@ -100,7 +102,7 @@ def described(folder: Path, shape: EncoderShape) -> Description:
     path = find_file(folder, ELASTIC)
     if path is None:
         raise ModelFileError(
-            f"{folder} has no {ELASTIC}, so no size can be cut out of it; give the folder or hub name of an elastic "
-            f"model, such as the elastic/ of a run"
+            f"{folder} has no {ELASTIC}, so no size can be cut out of it; give a run folder, or the folder or hub "
+            f"name of an elastic model"
         )
     return Description.read(path, shape)

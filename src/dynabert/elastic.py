@@ -22,12 +22,15 @@ from torch.nn import functional as F
 
 from dynabert.description import Description
 from dynabert.families import Family, family_of
+from dynabert.files import CARD
 from dynabert.model_files import ELASTIC
 from dynabert.slicing import active_sizes, leading, with_all_heads, zero_other_heads
 from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dynabert.sweep import Sweep
 
 
 class ElasticLinear(nn.Module):
@@ -252,18 +255,31 @@ class ElasticModel:
         save_model(self.model, Path(folder), tokenizer=tokenizer, extra_files={ELASTIC: text})
 
     def push_to_hub(
-        self, repo_id: str, *, tokenizer: "PreTrainedTokenizerBase | None" = None, private: bool | None = None
+        self,
+        repo_id: str,
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        private: bool | None = None,
+        sweep: "Sweep | None" = None,
     ) -> None:
-        """Upload to a model repository of the Hugging Face hub, as `save_pretrained` writes it."""
+        """Upload to a model repository of the Hugging Face hub, as `save_pretrained` writes it, with a model card.
+
+        :param sweep: what was measured, for the card.
+        :raises DynabertError: see `dynabert.hub.push_folder`.
+        """
         from tempfile import TemporaryDirectory
 
-        from huggingface_hub import HfApi
+        from dynabert.hub import push_folder
+        from dynabert.model_card import elastic_card
+        from dynabert.modeling import auto_class, head_of
 
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "model", tokenizer=tokenizer)
-            api = HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model")
+        auto = auto_class(head_of(type(self.model).__name__, self.family) or "Model")
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, tokenizer=tokenizer)
+            card = elastic_card(self.described, self.family, auto_class=auto, sweep=sweep)
+            (folder / CARD).write_text(card, encoding="utf-8")
+            push_folder(folder, repo_id, private=private)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, grid: SubnetGrid | None = None) -> "ElasticModel":

@@ -40,13 +40,13 @@ from dynabert.modeling import (
     stock_class,
     stock_config_class,
 )
-from dynabert.subnet import Subnet
+from dynabert.subnet import EncoderShape, Subnet
 from dynabert.weights import Stored, check_state, count_layers, head_keys, open_weights, read_state
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load", "load_tokenizer", "resolve", "save_model"]
+__all__ = ["load", "load_tokenizer", "read_shape", "resolve", "save_model"]
 
 _LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 _OTHER_HEADS = (*HEADS[1:], "ForMultipleChoice", "ForNextSentencePrediction")
@@ -92,10 +92,10 @@ def load(
     :raises SettingError: an unknown family or head, or settings that exclude each other.
     :raises ModelFileError: a folder that is missing, damaged, or in a format that is not read.
     """
+    if pad_heads and subnet is None:
+        raise SettingError("pad_heads is of a size; give a subnet, for instance w0.5-d0.75")
     folder = resolve(source)
-    fields = read_object(folder, CONFIG)
-    if fields is None:
-        raise ModelFileError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
+    fields = _fields(folder)
     family, narrow = _family(fields.get("model_type"))
     saved = _saved_class(fields)
     head = head or head_of(saved, family) or "Model"
@@ -112,8 +112,7 @@ def load(
         cut = None
         if subnet is not None:
             check_state(stored, skeleton, where=folder, replaced=replaced)
-            chosen = Subnet.parse(subnet) if isinstance(subnet, str) else subnet
-            cut = Cut.of(folder, skeleton.config, family, chosen, pad_heads=pad_heads)
+            cut = Cut.of(folder, skeleton.config, family, subnet, pad_heads=pad_heads)
             model_class, config = cut.small(skeleton.config, head)
             stored = cut.wanted(stored)
             skeleton = _skeleton(folder, model_class, config, stored)
@@ -123,6 +122,29 @@ def load(
         cut.finish(model)
     model.name_or_path = model.config.name_or_path = str(source)
     return model
+
+
+def read_shape(folder: Path) -> tuple[Family, EncoderShape, str]:
+    """What a full model's folder says of it, without its weights: its family, its sizes, and its head.
+
+    :param folder: see `resolve`.
+    :return: the head is a name in `HEADS`.
+    :raises SettingError: an unknown family.
+    :raises ModelFileError: no model, one that was cut out of another one, or a damaged one.
+    """
+    fields = _fields(folder)
+    family, narrow = _family(fields.get("model_type"))
+    if narrow:
+        raise ModelFileError(f"{folder} is one size already; give the folder or hub name of an elastic model")
+    config = _config(folder, fields, stock_config_class(family))
+    return family, family.shape(config), head_of(_saved_class(fields), family) or "Model"
+
+
+def _fields(folder: Path) -> dict[str, Any]:
+    fields = read_object(folder, CONFIG)
+    if fields is None:
+        raise ModelFileError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
+    return fields
 
 
 def _family(model_type: object) -> tuple[Family, bool]:

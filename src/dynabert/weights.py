@@ -99,7 +99,7 @@ class Stored:
 
     def _fill(self, chunk: Tensor, start: int) -> None:
         """Read numbers that lie behind each other into a contiguous tensor."""
-        rest = memoryview(chunk.view(torch.uint8).numpy()).cast("B")
+        rest = chunk.view(torch.uint8).numpy().data.cast("B")
         with storage_errors(self.path):
             while rest:
                 n_read = os.preadv(self.file.fileno(), [rest], start)

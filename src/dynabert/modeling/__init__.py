@@ -8,6 +8,7 @@ from dynabert.modeling.auto import register, register_when_needed
 from dynabert.modeling.classes import (
     HEADS,
     LOADERS,
+    auto_class,
     filled,
     head_of,
     is_stock,
@@ -25,6 +26,7 @@ from dynabert.modeling.classes import (
 __all__ = [
     "HEADS",
     "LOADERS",
+    "auto_class",
     "filled",
     "head_of",
     "is_stock",

@@ -79,6 +79,17 @@ def loads_with(shape: EncoderShape, slices: tuple[LayerSlice, ...]) -> str:
     return LOADERS[is_stock(shape, slices)]
 
 
+def auto_class(head: str) -> str:
+    """The Auto class of transformers that loads models with a head.
+
+    :raises SettingError: an unknown head.
+    """
+    from dynabert.modeling.narrow import HEADS as AUTO_CLASSES
+
+    _check_head(head)
+    return AUTO_CLASSES[head]
+
+
 def small_class(
     family: Family, head: str, shape: EncoderShape, slices: tuple[LayerSlice, ...]
 ) -> "type[PreTrainedModel]":
