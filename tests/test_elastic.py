@@ -232,22 +232,3 @@ def test_a_damaged_description_is_refused_in_one_line(damage, plain_folder):
     with pytest.raises(ModelFileError) as caught:
         ElasticModel.from_pretrained(plain_folder)
     assert ELASTIC in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_uploading_sends_the_saved_folder(monkeypatch):
-    import huggingface_hub
-
-    calls, files = [], set()
-
-    class Api:
-        def create_repo(self, repo_id, **options):
-            calls.append((repo_id, options))
-
-        def upload_folder(self, *, repo_id, folder_path):
-            calls.append(repo_id)
-            files.update(path.name for path in Path(folder_path).iterdir())
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    ElasticModel(small(), GRID).push_to_hub("someone/some-model", private=True)
-    assert calls == [("someone/some-model", {"private": True, "exist_ok": True}), "someone/some-model"]
-    assert {"config.json", "model.safetensors", ELASTIC} <= files

@@ -90,12 +90,14 @@ def _content(path: Path, name: str, repository: str) -> Path | bytes:
 def _send(additions: "list[CommitOperationAdd]", upload: Upload, *, private: bool | None, message: str) -> Upload:
     from huggingface_hub import HfApi, get_token
 
-    if get_token() is None:
-        raise SettingError("nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN to a write token")
     api = HfApi()
     try:
+        if get_token() is None:
+            raise SettingError("nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN to a write token")
         url = api.create_repo(upload.repository, private=private, exist_ok=True)
         api.create_commit(url.repo_id, additions, commit_message=message)
+    except DynabertError:
+        raise
     except Exception as error:  # the client raises its own, its HTTP library's and the operating system's errors
         raise _refusal(error, upload.repository) from error
     return Upload(url.repo_id, upload.files, str(url))
@@ -105,18 +107,17 @@ def _refusal(error: Exception, repository: str) -> DynabertError:
     """The line for what went wrong."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    said = one_line(error)
     if isinstance(error, OfflineModeIsEnabled):
         return SettingError("the hub is switched off by HF_HUB_OFFLINE; unset it to upload")
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, HfHubHTTPError):
-        said = one_line(Exception(error.server_message or str(error)))
+    said, status = one_line(error), None
+    # What failed in one of several uploads stands behind another error; a ValueError says by itself what is wrong.
+    for cause in (error, None if isinstance(error, ValueError) else error.__cause__):
+        if isinstance(cause, HfHubHTTPError):
+            said, status = one_line(Exception(cause.server_message or str(cause))), cause.response.status_code
     if status == 401:
         return SettingError(f"the hub does not accept this login ({said}); run `hf auth login` again")
     if status in (403, 404):
         return SettingError(f"this account may not write to {repository} ({said}); use a write token, or another name")
-    if status is None and isinstance(error, ValueError):
-        return SettingError(f"the hub refuses {repository} ({said}); mend that and push again")
-    if status is not None and status < 500:
+    if isinstance(error, ValueError) or (status is not None and status < 500):
         return SettingError(f"the hub refuses {repository} ({said}); mend that and push again")
     return StorageError(f"the hub could not be reached, or failed ({said}); check the network and push again")
