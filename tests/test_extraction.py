@@ -74,7 +74,9 @@ def test_its_card_takes_over_what_was_measured_of_this_size(folder, tmp_path):
     assert "was not measured" in other and "was not trained" in other and header_of(other).eval_results is None
 
 
-@pytest.mark.parametrize("text", ["", "no header", "---\n[: broken\n---\n", "---\nmodel-index: 3\n---\n", "---\n- 1\n---\n"])
+@pytest.mark.parametrize(
+    "text", ["", "no header", "---\n[: broken\n---\n", "---\nmodel-index: 3\n---\n", "---\n- 1\n---\n"]
+)
 def test_a_card_that_says_nothing_is_no_hindrance(text, folder, tmp_path):
     (folder / "README.md").write_text(text)
     extract_folder(folder, SUBNET, tmp_path / "small")
@@ -110,6 +112,7 @@ def test_places_and_sources_that_cannot_be(folder, tmp_path, caplog):
         assert "not trained" not in caplog.text
         extract_folder(folder, Subnet(heads=0.5, neurons=0.5, depth=0.5), tmp_path / "small")  # another name for it
         assert "not trained" not in caplog.text
+        assert "| accuracy | 0.9000" in (tmp_path / "small" / "README.md").read_text()
         extract_folder(folder, Subnet(0.25), tmp_path / "small")
     assert "w0.25-d1 was not trained" in caplog.text
     assert "one size already" in refusal(extract_folder, tmp_path / "small", SUBNET, tmp_path / "smaller")

@@ -75,9 +75,10 @@ class Description:
             return tuple(LayerSlice(layer, n_heads, n_neurons) for layer in self.kept[subnet.depth])
         return subnet.slices(self.shape, self.depth_rule)
 
-    def was_trained(self, subnet: Subnet) -> bool:
-        """Whether a Subnet, by whatever name, is one of the grid."""
-        return self.slices(subnet) in [self.slices(trained) for trained in self.grid]
+    def in_grid(self, subnet: Subnet) -> Subnet | None:
+        """The Subnet of the grid that is the same network, by whatever name; None where that was not trained."""
+        slices = self.slices(subnet)
+        return next((trained for trained in self.grid if self.slices(trained) == slices), None)
 
     def to_dict(self) -> dict[str, object]:
         """What `elastic.json` holds: the format's version, the grid, the depth rule and the layers of each depth."""

@@ -57,8 +57,8 @@ def extract_folder(
         raise SettingError(f"{out} lies inside the elastic model {source}; give an --out of its own")
     family, shape, head = read_shape(folder)
     sizes = described(folder, shape)
-    trained = sizes.was_trained(subnet)
-    if not trained:
+    trained = sizes.in_grid(subnet)
+    if trained is None:
         log.warning(
             "%s was not trained, so expect less of it than of its neighbours; trained were: %s",
             subnet.name,
@@ -67,7 +67,9 @@ def extract_folder(
     model = load(folder, head=None, subnet=subnet, pad_heads=pad_heads)
     n_params = sum(parameter.numel() for parameter in model.parameters())
     auto = auto_class(head)
-    small = Small(subnet, sizes.slices(subnet), shape, n_params, auto, trained, pad_heads, hub_name(source))
+    small = Small(
+        trained or subnet, sizes.slices(subnet), shape, n_params, auto, trained is not None, pad_heads, hub_name(source)
+    )
     if sweep is None and origin is None:
         parent = _card_of(folder)
     else:

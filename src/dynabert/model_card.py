@@ -281,6 +281,8 @@ def header_of(card: str) -> "ModelCardData | None":
     """What the header of a card says; None where there is no header, or none that can be read."""
     from huggingface_hub import ModelCard, ModelCardData
 
+    if not card.startswith("---"):
+        return None
     try:
         data = ModelCard(card, ignore_metadata_errors=True).data
         return data if isinstance(data, ModelCardData) else None
