@@ -38,6 +38,22 @@ model-index:
 ---
 # Films
 """
+ODD = """---
+language: {en: 1}
+license: [3]
+tags: 7
+datasets: 5
+base_model: {a: b}
+pipeline_tag: []
+model-index:
+- name: [films]
+  results:
+  - task: {type: 3}
+    dataset: {name: 3, type: [4]}
+    metrics:
+    - {type: accuracy, value: high, name: 5, args: {subnet: w0.5-d0.5, low_95: [1], high_95: x}}
+---
+"""
 
 
 @pytest.fixture
@@ -65,7 +81,7 @@ def test_its_card_takes_over_what_was_measured_of_this_size(folder, tmp_path):
     extract_folder(folder, SUBNET, tmp_path / "small")
     card = (tmp_path / "small" / "README.md").read_text()
     header = header_of(card)
-    assert (header.language, header.license, header.base_model) == ("en", "mit", "someone/encoder")
+    assert (header.language, header.license, header.base_model) == (["en"], "mit", ["someone/encoder"])
     [result] = header.eval_results
     assert (result.metric_name, result.metric_value, result.dataset_type) == ("accuracy", 0.9, "nyu-mll/glue")
     assert "| accuracy | 0.9000 | 0.880 to 0.920 | sst2 |" in card and "custom_code" in header.tags
@@ -80,7 +96,15 @@ def test_its_card_takes_over_what_was_measured_of_this_size(folder, tmp_path):
 def test_a_card_that_says_nothing_is_no_hindrance(text, folder, tmp_path):
     (folder / "README.md").write_text(text)
     extract_folder(folder, SUBNET, tmp_path / "small")
-    assert "was not measured" in (tmp_path / "small" / "README.md").read_text()
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "was not measured" in card and header_of(card).tags == ["dynabert", "custom_code"]
+
+
+def test_a_card_that_leads_elsewhere_is_left_out(folder, tmp_path, caplog):
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to("/etc/hostname")
+    extract_folder(folder, SUBNET, tmp_path / "small")
+    assert "is a link that leads out" in caplog.text
 
 
 def test_an_elastic_model_of_the_hub_is_named_as_the_origin(folder, tmp_path, monkeypatch):

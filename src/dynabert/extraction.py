@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynabert.cut import described
-from dynabert.errors import SettingError
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import CARD
 from dynabert.loading import load, load_tokenizer, read_shape, resolve, save_model
 from dynabert.model_card import Origin, Small, elastic_card, small_card
@@ -68,7 +68,14 @@ def extract_folder(
     n_params = sum(parameter.numel() for parameter in model.parameters())
     auto = auto_class(head)
     small = Small(
-        trained or subnet, sizes.slices(subnet), shape, n_params, auto, trained is not None, pad_heads, hub_name(source)
+        subnet=trained or subnet,
+        slices=sizes.slices(subnet),
+        shape=shape,
+        n_params=n_params,
+        auto_class=auto,
+        trained=trained is not None,
+        pad_heads=pad_heads,
+        source=hub_name(source),
     )
     if sweep is None and origin is None:
         parent = _card_of(folder)
@@ -90,6 +97,10 @@ def _check_place(out: Path) -> None:
 
 
 def _card_of(folder: Path) -> str:
-    """The card of a folder, or nothing."""
-    path = find_file(folder, CARD, limit=MIB)
-    return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
+    """The card of a folder, or nothing where there is none that can be read."""
+    try:
+        path = find_file(folder, CARD, limit=MIB)
+        return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
+    except (ModelFileError, OSError) as error:
+        log.warning("the card of the elastic model is left out: %s", error)
+        return ""

@@ -84,7 +84,7 @@ def _content(path: Path, name: str, repository: str) -> Path | bytes:
     if name != CARD:
         return path
     with storage_errors(path):
-        return path.read_text(encoding="utf-8").replace(HERE, repository).encode()
+        return path.read_bytes().replace(HERE.encode(), repository.encode())
 
 
 def _send(additions: "list[CommitOperationAdd]", upload: Upload, *, private: bool | None, message: str) -> Upload:

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dynabert.description import Description
 from dynabert.families import Family
@@ -259,22 +259,43 @@ def _small_data(small: Small, parent: str) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     known = header_of(parent) or ModelCardData()
-    own = [result for result in known.eval_results or [] if _subnet_of(result) == small.subnet.name]
+    own = [result for result in known.eval_results or [] if _is_of(result, small.subnet)]
     for result in own:
         result.metric_name = str(result.metric_name).removesuffix(f" of {small.subnet.name}")
-    tags = [tag for tag in known.tags or ["dynabert"] if tag not in ("elastic", "custom_code")]
+    tags = [tag for tag in _texts(known.tags) or ["dynabert"] if tag not in ("elastic", "custom_code")]
     return ModelCardData(
-        language=known.language,
+        language=_texts(known.language),
         library_name="transformers",
-        license=known.license,
-        base_model=small.source or known.base_model,
-        datasets=known.datasets,
-        metrics=known.metrics if own else None,
-        pipeline_tag=known.pipeline_tag,
+        license=_text(known.license),
+        base_model=small.source or _texts(known.base_model),
+        datasets=_texts(known.datasets),
+        metrics=list(dict.fromkeys(result.metric_type for result in own)) or None,
+        pipeline_tag=_text(known.pipeline_tag),
         tags=tags + ([] if small.is_stock else ["custom_code"]),
-        model_name=f"{known.get('model_name') or 'dynabert'}-{small.subnet.name}",
+        model_name=f"{_text(known.get('model_name')) or 'dynabert'}-{small.subnet.name}",
         eval_results=own or None,
     )
+
+
+def _is_of(result: "EvalResult", subnet: Subnet) -> bool:
+    """Whether a value of somebody else's header is a number, and one of this size."""
+    args = result.metric_args if isinstance(result.metric_args, dict) else {}
+    texts = (result.metric_type, result.dataset_name, result.dataset_type)
+    return args.get("subnet") == subnet.name and _is_number(result.metric_value) and all(map(_text, texts))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _texts(value: object) -> list[str] | None:
+    """One text or several, of a header that may say anything."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return texts or None
 
 
 def header_of(card: str) -> "ModelCardData | None":
@@ -290,17 +311,13 @@ def header_of(card: str) -> "ModelCardData | None":
         return None
 
 
-def _subnet_of(result: "EvalResult") -> object:
-    return result.metric_args.get("subnet") if isinstance(result.metric_args, dict) else None
-
-
 def _measured(results: "list[EvalResult]") -> str:
     if not results:
         return "This size was not measured."
     lines = []
     for result in results:
-        args: dict[str, Any] = result.metric_args or {}
-        interval = f"{args['low_95']:.3f} to {args['high_95']:.3f}" if {"low_95", "high_95"} <= args.keys() else ""
+        low, high = ((result.metric_args or {}).get(name) for name in ("low_95", "high_95"))
+        interval = f"{low:.3f} to {high:.3f}" if _is_number(low) and _is_number(high) else ""
         lines.append((str(result.metric_name), f"{result.metric_value:.4f}", interval, result.dataset_name))
     return _table(("metric", "value", "95 %", "validation rows of"), lines)
 

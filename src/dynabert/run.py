@@ -226,8 +226,8 @@ class _Run:
         self._take_weights(teacher, self.out / "teacher")
         sweep = beside_teacher(teacher, elastic, self.prepared, latency=latency, progress=progress, world=self.world)
         if self.world.is_first:
-            sweep.to_json(self.out / SWEEP_FILE)
             self.hooks.write(partial(refresh_card, self.out, sweep))
+            sweep.to_json(self.out / SWEEP_FILE)  # last: where it is, the run has nothing left to do
         return sweep
 
     def teacher(self, elastic: ElasticModel) -> None:
