@@ -7,9 +7,10 @@ import pytest
 
 from dynabert.description import Description
 from dynabert.families import FAMILIES
+from dynabert.measurement import Context, Cost, LatencySettings, Machine, Measurement, Quality
 from dynabert.model_card import HERE, Origin, Small, elastic_card, header_of, is_unedited, small_card
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, SubnetGrid
-from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep
+from dynabert.sweep import Sweep
 
 SHAPE = EncoderShape(n_layers=6, n_heads=12, head_dim=32, hidden=384, n_neurons=1536)
 SIZES = Description.of(SHAPE, SubnetGrid((1.0, 0.5), (1.0, 0.75)))
