@@ -80,6 +80,21 @@ def test_a_dry_run_is_one_object_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_elastic_folder_is_cut_and_a_run_carded_and_pushed_dry(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small"
+    assert call(monkeypatch, "extract", finished / "elastic", "--subnet", "w0.5-d0.5", "--out", small, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["loads_with"] == "dynabert or trust_remote_code"
+    assert call(monkeypatch, "predict", small, "film is warm") == 0
+    assert call(monkeypatch, "card", finished, "--json") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "push", finished, "me/films", "--dry-run", "--json") == 0
+    assert {"README.md", "elastic.json", "tokenizer.json"} <= json.loads(capsys.readouterr().out)["files"].keys()
+    assert call(monkeypatch, "push", small, "me/small-films", "--dry-run") == 0
+    assert "modeling_dynabert_bert.py" in capsys.readouterr().out
+
+
 BAD = {
     "unknown task": (("train", "--model", "M", "--task", "sst", "--out", "OUT"), 2, ("'sst'", "sst2")),
     "unknown recipe": (("train", "--model", "M", "--task", "sst2", "--recipe", "papr", "--out", "OUT"), 2, ("paper",)),
@@ -149,6 +164,15 @@ BAD = {
     "nothing fits": (("pick", "RUN", "--max-params", "10"), 2, ("10",)),
     "no size": (("extract", "RUN", "--out", "OUT"), 2, ("--subnet",)),
     "two ways to say a size": (("extract", "RUN", "--subnet", "w1-d1", "--width", "1", "--out", "OUT"), 2, ("both",)),
+    "no elastic model": (("extract", "M", "--subnet", "w1-d1", "--out", "OUT"), 3, ("elastic.json", "run folder")),
+    "elastic model that is not there": (
+        ("extract", "./GONE", "--subnet", "w1-d1", "--out", "OUT"),
+        3,
+        ("GONE", "neither a folder nor"),
+    ),
+    "card of no run": (("card", "GONE"), 3, ("GONE", "run folder")),
+    "no name of a repository": (("push", "RUN", "a/b/c", "--dry-run"), 2, ("a/b/c", "me/my-model")),
+    "nothing to push": (("push", "GONE", "me/my-model", "--dry-run"), 3, ("GONE", "not a model folder")),
     "missing small model": (("predict", "./GONE", "text"), 3, ("GONE",)),
     "unknown engine": (("measure", "RUN", "--engine", "tpu"), 2, ("tpu", "torch")),
     "unknown method": (("compare", "RUN", "--methods", "deebart"), 2, ("deebart", "deebert")),
@@ -232,7 +256,7 @@ def test_help_answers_in_half_a_second() -> None:
 
 def test_every_command_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (
-        *("train", "measure", "pick", "extract", "predict", "report"),
+        *("train", "measure", "pick", "extract", "export", "search", "predict", "card", "push", "report"),
         *("compare", "ablate", "exits", "attention", "demo"),
     ):
         assert call(monkeypatch, command, "--help") == 0

@@ -8,15 +8,15 @@ import torch
 from helpers import FAMILY_NAMES, tiny_batch, tiny_model
 from transformers import AutoModelForSequenceClassification
 
+from dynabert.description import parse_description
 from dynabert.elastic import (
-    ELASTIC_FILE,
     ElasticLinear,
     ElasticModel,
     count_params,
     layers_of,
-    parse_description,
 )
 from dynabert.errors import ModelFileError, SettingError
+from dynabert.model_files import ELASTIC
 from dynabert.subnet import LayerSlice, Subnet, SubnetGrid
 
 GRID = SubnetGrid((1.0, 0.5), (1.0, 0.75, 0.5))
@@ -167,7 +167,7 @@ def test_a_missing_folder(tmp_path):
 
 def test_the_description_is_plain_json(tmp_path):
     elastic = ElasticModel(small(), GRID)
-    path = tmp_path / ELASTIC_FILE
+    path = tmp_path / ELASTIC
     path.write_text(json.dumps(elastic.description()))
     assert json.loads(path.read_text()) == {
         "format_version": 1,
@@ -227,27 +227,8 @@ def plain_folder(tmp_path_factory):
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_description_is_refused_in_one_line(damage, plain_folder):
     content = DAMAGED[damage]
-    path = Path(plain_folder) / ELASTIC_FILE
+    path = Path(plain_folder) / ELASTIC
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ModelFileError) as caught:
         ElasticModel.from_pretrained(plain_folder)
-    assert ELASTIC_FILE in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_uploading_sends_the_saved_folder(monkeypatch):
-    import huggingface_hub
-
-    calls, files = [], set()
-
-    class Api:
-        def create_repo(self, repo_id, **options):
-            calls.append((repo_id, options))
-
-        def upload_folder(self, *, repo_id, folder_path):
-            calls.append(repo_id)
-            files.update(path.name for path in Path(folder_path).iterdir())
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    ElasticModel(small(), GRID).push_to_hub("someone/some-model", private=True)
-    assert calls == [("someone/some-model", {"private": True, "exist_ok": True}), "someone/some-model"]
-    assert {"config.json", "model.safetensors", ELASTIC_FILE} <= files
+    assert ELASTIC in str(caught.value) and "\n" not in str(caught.value)

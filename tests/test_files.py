@@ -110,6 +110,21 @@ def test_a_folder_that_is_not_as_published_is_kept(tmp_path: Path, caplog: pytes
     assert f"kept the former model as {kept.name}" in caplog.text and "'my notes' is extra" in caplog.text
 
 
+def test_a_card_may_be_written_and_changed_but_is_not_thrown_away(tmp_path: Path) -> None:
+    final = publish(tmp_path / "model", "one")
+    (final / "README.md").write_text("mine")
+    files.verify_manifest(final)
+    with pytest.raises(ModelFileError, match=r"README\.md.*is extra"):
+        files.verify_manifest(final, edited=False)
+    (final / "tokens" / "README.md").write_text("not the card")
+    with pytest.raises(ModelFileError, match=r"tokens/README\.md.*is extra"):
+        files.verify_manifest(final)
+    (final / "tokens" / "README.md").unlink()
+    publish(tmp_path / "model", "two")
+    assert (next(tmp_path.glob("model.replaced-*")) / "README.md").read_text() == "mine"
+    assert not (tmp_path / "model" / "README.md").exists()
+
+
 def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
     publish(tmp_path / "real", "one")
     (tmp_path / "link").symlink_to("real")

@@ -3,8 +3,8 @@
 `elastic.at(subnet)` returns a *view*: an ordinary module of the same Hugging Face class, with a real, short layer list
 and linears that slice **shared Parameters**. Nothing is ever switched, so threads, hooks, compilers and exporters see a
 plain module, and the gradients of every view land in the one set of Parameters. `elastic.extract(subnet)` copies what a
-view slices into a small dense model. Both go through `leading`, the only place that says which part of a weight is
-active.
+view slices into a small dense model. Both go through `dynabert.slicing`, the only place that says which part of a
+weight is active.
 
 What the neural-architecture-search literature calls a super-network is `ElasticModel`, its sub-network is `Subnet`.
 """
@@ -12,7 +12,6 @@ What the neural-architecture-search literature calls a super-network is `Elastic
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, cast
@@ -21,29 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.families import Family, Projection, Unit, family_of
-from dynabert.subnet import DEPTH_RULES, DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid, kept_layers
+from dynabert.description import Description
+from dynabert.families import Family, family_of
+from dynabert.files import CARD
+from dynabert.model_files import ELASTIC
+from dynabert.slicing import active_sizes, leading, with_all_heads, zero_other_heads
+from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ELASTIC_FILE = "elastic.json"
-FORMAT_VERSION = 1
-
-
-def leading(tensor: Tensor, size: int, dim: int, parts: int = 1) -> Tensor:
-    """The leftmost `size` entries along an axis, in each of `parts` equal blocks of it.
-
-    :param tensor: any tensor.
-    :param size: entries kept in each block.
-    :param dim: the axis.
-    :param parts: blocks stacked along that axis: 1 for a plain weight, 3 for fused query-key-value, 2 for gated inputs.
-    :return: a view of the tensor where `parts` is 1; otherwise the kept entries of the blocks, block after block.
-    """
-    if parts == 1:
-        return tensor.narrow(dim, 0, size)
-    return tensor.unflatten(dim, (parts, -1)).narrow(dim + 1, 0, size).flatten(dim, dim + 1)
+    from dynabert.sweep import Sweep
 
 
 class ElasticLinear(nn.Module):
@@ -130,19 +117,12 @@ def make_view(
     for layer, part in zip(layers, slices, strict=True):
         for projection in family.projections:
             source = cast(nn.Linear, layer.get_submodule(projection.path))
-            n_out, n_in = _active_sizes(source, projection, part, shape)
+            n_out, n_in = active_sizes((source.out_features, source.in_features), projection, part, shape)
             cut = linear(source.weight, source.bias, n_out=n_out, n_in=n_in, parts=projection.parts)
             layer.set_submodule(projection.path, cut)
     view.base_model.set_submodule(family.layers, layers)
     view.config.num_hidden_layers = len(slices)
     return view.train(model.training)  # what was put in starts in training mode
-
-
-def _active_sizes(source: nn.Linear, projection: Projection, part: LayerSlice, shape: EncoderShape) -> tuple[int, int]:
-    sizes: dict[Unit, int] = {"heads": part.n_heads * shape.head_dim, "neurons": part.n_neurons}
-    n_out = sizes[projection.rows] if projection.rows else source.out_features // projection.parts
-    n_in = sizes[projection.columns] if projection.columns else source.in_features
-    return n_out, n_in
 
 
 def count_params(model: nn.Module) -> int:
@@ -181,23 +161,24 @@ class ElasticModel:
         self.model = model
         self.family = family_of(model.config.model_type)
         self.shape = self.family.shape(model.config)
-        self.grid = grid or SubnetGrid()
-        self.grid.check(self.shape, depth_rule)
-        self.depth_rule: DepthRule = depth_rule
-        self._kept = {depth: kept_layers(depth, self.shape.n_layers, depth_rule) for depth in self.grid.depths}
-        for depth, layers in (kept or {}).items():
-            _check_layers(depth, layers, self.shape.n_layers)
-            self._kept[depth] = tuple(layers)
+        self.described = Description.of(self.shape, grid or SubnetGrid(), depth_rule, kept)
         self._views: dict[Subnet, PreTrainedModel] = {}
         self._lock = Lock()
         self._pattern = share(model)
 
+    @property
+    def grid(self) -> SubnetGrid:
+        """The Subnets that training covers."""
+        return self.described.grid
+
+    @property
+    def depth_rule(self) -> DepthRule:
+        """How a depth becomes layers, see `dynabert.subnet.DEPTH_RULES`."""
+        return self.described.depth_rule
+
     def slices(self, subnet: Subnet) -> tuple[LayerSlice, ...]:
         """What a Subnet keeps of this encoder, one slice for each executed layer."""
-        if subnet.layers is None and subnet.depth in self._kept:
-            n_heads, n_neurons = subnet.counts(self.shape)
-            return tuple(LayerSlice(layer, n_heads, n_neurons) for layer in self._kept[subnet.depth])
-        return subnet.slices(self.shape, self.depth_rule)
+        return self.described.slices(subnet)
 
     def at(self, subnet: Subnet) -> "PreTrainedModel":
         """The view of a Subnet: a plain module of the model's class that shares its weights. Cached; thread-safe.
@@ -238,27 +219,15 @@ class ElasticModel:
         if not pad_heads:
             view = self.at(subnet)
             return small_model(view, active_state(view), slices=slices, shape=self.shape, subnet_name=subnet.name)
-        wide = tuple(replace(part, n_heads=self.shape.n_heads) for part in slices)
+        wide = with_all_heads(slices, self.shape)
         view = self.make_view(wide)
         small = small_model(view, active_state(view), slices=wide, shape=self.shape, subnet_name=subnet.name)
-        for layer, part in zip(layers_of(small, self.family), slices, strict=True):
-            self._zero_heads_after(layer, part.n_heads * self.shape.head_dim)
+        zero_other_heads(layers_of(small, self.family), self.family, slices, self.shape)
         return small
-
-    @torch.no_grad()
-    def _zero_heads_after(self, layer: nn.Module, n_features: int) -> None:
-        for projection in self.family.projections:
-            linear = cast(nn.Linear, layer.get_submodule(projection.path))
-            if projection.rows == "heads":
-                for tensor in (linear.weight, linear.bias):
-                    if tensor is not None:
-                        tensor.unflatten(0, (projection.parts, -1))[:, n_features:] = 0
-            elif projection.columns == "heads":
-                linear.weight[:, n_features:] = 0
 
     def copy(self) -> "ElasticModel":
         """An independent copy, weights included: a teacher that stays as it is while this one trains."""
-        return ElasticModel(copy.deepcopy(self.model), self.grid, depth_rule=self.depth_rule, kept=self._kept)
+        return ElasticModel(copy.deepcopy(self.model), self.grid, depth_rule=self.depth_rule, kept=self.described.kept)
 
     def to(self, device: torch.device | str) -> None:
         """Move the model, in place. Views taken before are void: take them again with `at`."""
@@ -269,13 +238,7 @@ class ElasticModel:
 
     def description(self) -> dict[str, object]:
         """What `elastic.json` holds: the format's version, the grid, the depth rule and the layers of each depth."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "widths": list(self.grid.widths),
-            "depths": list(self.grid.depths),
-            "depth_rule": self.depth_rule,
-            "layers": {repr(depth): list(layers) for depth, layers in self._kept.items()},
-        }
+        return self.described.to_dict()
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         """Save to a Hugging Face folder of the full size, plus `elastic.json`.
@@ -289,21 +252,34 @@ class ElasticModel:
         from dynabert.loading import save_model
 
         text = json.dumps(self.description(), indent=2)
-        save_model(self.model, Path(folder), tokenizer=tokenizer, extra_files={ELASTIC_FILE: text})
+        save_model(self.model, Path(folder), tokenizer=tokenizer, extra_files={ELASTIC: text})
 
     def push_to_hub(
-        self, repo_id: str, *, tokenizer: "PreTrainedTokenizerBase | None" = None, private: bool | None = None
+        self,
+        repo_id: str,
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        private: bool | None = None,
+        sweep: "Sweep | None" = None,
     ) -> None:
-        """Upload to a model repository of the Hugging Face hub, as `save_pretrained` writes it."""
+        """Upload to a model repository of the Hugging Face hub, as `save_pretrained` writes it, with a model card.
+
+        :param sweep: what was measured, for the card.
+        :raises DynabertError: see `dynabert.hub.push_folder`.
+        """
         from tempfile import TemporaryDirectory
 
-        from huggingface_hub import HfApi
+        from dynabert.hub import push_folder
+        from dynabert.model_card import elastic_card
+        from dynabert.modeling import auto_class, head_of
 
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "model", tokenizer=tokenizer)
-            api = HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model")
+        auto = auto_class(head_of(type(self.model).__name__, self.family) or "Model")
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, tokenizer=tokenizer)
+            card = elastic_card(self.described, self.family, auto_class=auto, sweep=sweep)
+            (folder / CARD).write_text(card, encoding="utf-8")
+            push_folder(folder, repo_id, private=private)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, grid: SubnetGrid | None = None) -> "ElasticModel":
@@ -318,50 +294,11 @@ class ElasticModel:
 
         path = resolve(folder)
         model = load(path, head=None)
-        description = path / ELASTIC_FILE
+        description = path / ELASTIC
         if not description.exists():
             return cls(model, grid)
-        saved_grid, depth_rule, kept = parse_description(description)
-        try:
-            return cls(model, grid or saved_grid, depth_rule=depth_rule, kept=kept)
-        except SettingError as error:
-            if grid is not None:
-                raise
-            raise ModelFileError(f"{description} does not fit its model: {error}") from error
-
-
-def _check_layers(depth: float, layers: tuple[int, ...], n_layers: int) -> None:
-    """Refuse layers of a depth that are no ascending, distinct indices of layers."""
-    indices = all(type(layer) is int and 0 <= layer < n_layers for layer in layers)
-    if not layers or not indices or list(layers) != sorted(set(layers)):
-        raise SettingError(
-            f"depth {depth} keeps layers {list(layers)}; give ascending, distinct ones from 0 to {n_layers - 1}"
-        )
-
-
-def parse_description(path: Path) -> tuple[SubnetGrid, DepthRule, dict[float, tuple[int, ...]]]:
-    """Read an `elastic.json`: its grid, depth rule, and the layers of each depth.
-
-    :raises ModelFileError: not such a file, or one of a later format.
-    """
-    from dynabert.files import read_json
-
-    saved = read_json(path)
-    try:
-        version = saved["format_version"]
-        if version != FORMAT_VERSION:
-            raise ModelFileError(f"{path} has format {version}; this version reads {FORMAT_VERSION}: update dynabert")
-        grid = SubnetGrid(tuple(saved["widths"]), tuple(saved["depths"]))
-        rule = saved["depth_rule"]
-        if not isinstance(rule, str) or rule not in DEPTH_RULES:
-            raise SettingError(one_of("depth rule", rule, DEPTH_RULES))
-        return grid, cast(DepthRule, rule), {float(depth): tuple(layers) for depth, layers in saved["layers"].items()}
-    except ModelFileError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFileError(
-            f"{path} is not a description of an elastic model ({error}); save the model again"
-        ) from error
+        saved = Description.read(description, family_of(model.config.model_type).shape(model.config), grid)
+        return cls(model, saved.grid, depth_rule=saved.depth_rule, kept=saved.kept)
 
 
 def active_state(view: nn.Module) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ LOOK_S, RETRY_S, LOG_S = 1.0, 5.0, 60.0
 """While waiting for space: seconds between looks at the disk, at least between attempts, and at most between them. A
 shared disk changes all the time."""
 
+_CHECKED_AT_ONCE = 2**20  # numbers
 MAX_BAD_STEPS = 5
 """Steps with NaN or infinity in a row that end a stage."""
 
@@ -289,8 +290,13 @@ def check_finite(tensors: "Mapping[str, Tensor]", where: Path) -> None:
     :raises NonFiniteError: a tensor that is not finite; the line names it.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not all(bool(part.isfinite().all()) for part in _parts(tensor)):
             raise NonFiniteError(
                 f"{name} holds NaN or infinity and is not saved to {where}; what was saved before is as it was; "
                 f"lower the learning rate"
             )
+
+
+def _parts(tensor: "Tensor") -> "tuple[Tensor, ...]":
+    """A tensor in parts of a few megabytes: asking all of it at once takes more memory than it has itself."""
+    return tensor.detach().flatten().split(_CHECKED_AT_ONCE)

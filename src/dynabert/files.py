@@ -36,6 +36,7 @@ StrPath = str | os.PathLike[str]
 Result = TypeVar("Result")
 
 MANIFEST = "MANIFEST.json"
+CARD = "README.md"
 MANIFEST_VERSION = 1
 
 _TRANSIENT = frozenset(
@@ -124,11 +125,12 @@ def write_manifest(folder: StrPath) -> None:
     write_json(root / MANIFEST, {"format_version": MANIFEST_VERSION, "files": files})
 
 
-def verify_manifest(folder: StrPath) -> None:
+def verify_manifest(folder: StrPath, *, edited: bool = True) -> None:
     """Check that a folder holds exactly what its manifest says: no file missing, extra, cut short or changed.
 
     Guards against accidents, not against someone who rewrites the manifest too.
 
+    :param edited: whether a model card may be there that its owner wrote or changed since.
     :raises ModelFileError: it does not; the line names the file and the reason.
     :raises StorageError: a file cannot be read.
     """
@@ -136,7 +138,7 @@ def verify_manifest(folder: StrPath) -> None:
     if not root.is_dir():
         raise ModelFileError(f"{folder} is not a folder; check the path")
     listed, found = _read_manifest(root), _files_of(root)
-    for name in sorted(listed.keys() | found.keys()):
+    for name in sorted((listed.keys() | found.keys()) - ({CARD} if edited else set())):
         if name not in found:
             raise _broken(root, name, "is missing")
         if name not in listed:
@@ -282,7 +284,7 @@ def _move_in(temporary: Path, target: Path) -> None:
 def _retire(aside: Path, target: Path) -> None:
     """Delete a former folder, or keep it under a visible name where deleting could lose something of its owner's."""
     try:
-        verify_manifest(aside)
+        verify_manifest(aside, edited=False)
         remove_folder(aside)
     except (ModelFileError, StorageError) as error:
         kept = target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from dynabert.cut import Cut
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.failures import check_finite
 from dynabert.families import FAMILIES, Family
@@ -39,12 +40,13 @@ from dynabert.modeling import (
     stock_class,
     stock_config_class,
 )
-from dynabert.weights import Stored, count_layers, head_keys, open_weights, read_state
+from dynabert.subnet import EncoderShape, Subnet
+from dynabert.weights import Stored, check_state, count_layers, head_keys, open_weights, read_state
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load", "load_tokenizer", "resolve", "save_model"]
+__all__ = ["load", "load_tokenizer", "read_shape", "resolve", "save_model"]
 
 _LABELLED = ("ForSequenceClassification", "ForTokenClassification")
 _OTHER_HEADS = (*HEADS[1:], "ForMultipleChoice", "ForNextSentencePrediction")
@@ -68,8 +70,13 @@ def load(
     problem: Literal["regression"] | None = None,
     head: str | None = "ForSequenceClassification",
     seed: int = 0,
+    subnet: "Subnet | str | None" = None,
+    pad_heads: bool = False,
 ) -> "PreTrainedModel":
     """Load a model of a known family, stock or extracted, without executing anything of its folder.
+
+    With `subnet` it is one size of an elastic model, as `ElasticModel.extract` gives it, and nothing else of the
+    folder's weights is read: memory and reading are those of the small model.
 
     Where the checkpoint has no such head, or one for another number of labels, the head (for a new number of labels
     only its last layer) starts from random numbers of `seed`, and a line is logged. Nothing else ever does.
@@ -79,14 +86,16 @@ def load(
     :param problem: ``"regression"`` for one real-valued output; by default what the checkpoint says.
     :param head: a name in `HEADS`; None takes the one that the checkpoint was saved with, or the encoder alone.
     :param seed: of the numbers that a new head starts from; no global generator is touched.
+    :param subnet: the size, or its name, such as ``w0.5-d0.75``; None loads all that the folder has.
+    :param pad_heads: of a size, keep the place of the heads that are cut, see `ElasticModel.extract`.
     :return: the model, in float32 on the CPU, in evaluation mode; it owns its weights.
     :raises SettingError: an unknown family or head, or settings that exclude each other.
     :raises ModelFileError: a folder that is missing, damaged, or in a format that is not read.
     """
+    if pad_heads and subnet is None:
+        raise SettingError("pad_heads is of a size; give a subnet, for instance w0.5-d0.75")
     folder = resolve(source)
-    fields = read_object(folder, CONFIG)
-    if fields is None:
-        raise ModelFileError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
+    fields = _fields(folder)
     family, narrow = _family(fields.get("model_type"))
     saved = _saved_class(fields)
     head = head or head_of(saved, family) or "Model"
@@ -100,10 +109,42 @@ def load(
                 del stored[key]
         skeleton = _skeleton(folder, model_class, config, stored)
         replaced = _last_layer(head_keys(stored)) if new_labels else frozenset()
+        cut = None
+        if subnet is not None:
+            check_state(stored, skeleton, where=folder, replaced=replaced)
+            cut = Cut.of(folder, skeleton.config, family, subnet, pad_heads=pad_heads)
+            model_class, config = cut.small(skeleton.config, head)
+            stored = cut.wanted(stored)
+            skeleton = _skeleton(folder, model_class, config, stored)
         state = read_state(stored, skeleton, where=folder, replaced=replaced, seed=seed)
     model = filled(model_class, config, state, dtype=torch.float32)
+    if cut is not None:
+        cut.finish(model)
     model.name_or_path = model.config.name_or_path = str(source)
     return model
+
+
+def read_shape(folder: Path) -> tuple[Family, EncoderShape, str]:
+    """What a full model's folder says of it, without its weights: its family, its sizes, and its head.
+
+    :param folder: see `resolve`.
+    :return: the head is a name in `HEADS`.
+    :raises SettingError: an unknown family.
+    :raises ModelFileError: no model, one that was cut out of another one, or a damaged one.
+    """
+    fields = _fields(folder)
+    family, narrow = _family(fields.get("model_type"))
+    if narrow:
+        raise ModelFileError(f"{folder} is one size already; give the folder or hub name of an elastic model")
+    config = _config(folder, fields, stock_config_class(family))
+    return family, family.shape(config), head_of(_saved_class(fields), family) or "Model"
+
+
+def _fields(folder: Path) -> dict[str, Any]:
+    fields = read_object(folder, CONFIG)
+    if fields is None:
+        raise ModelFileError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
+    return fields
 
 
 def _family(model_type: object) -> tuple[Family, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynabert.errors import ModelFileError
-from dynabert.files import read_json
+from dynabert.files import CARD, read_json
 
 MIB = 2**20
 CONFIG = "config.json"
@@ -29,15 +29,15 @@ TOKENIZER_FILES = (
 
 _JSON_LIMIT = MIB
 _HEADER_LIMIT = 10 * MIB
-_WANTED = (CONFIG, WEIGHTS, WEIGHTS_INDEX, "model-*.safetensors", ELASTIC, TOKENIZER_CONFIG, *TOKENIZER_FILES)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_WANTED = (CONFIG, WEIGHTS, WEIGHTS_INDEX, "model-*.safetensors", ELASTIC, CARD, TOKENIZER_CONFIG, *TOKENIZER_FILES)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
 def resolve(source: str | Path) -> Path:
     """The folder of a model, fetched from the Hugging Face hub where the name is not a folder here.
 
-    Of a hub repository only configuration, safetensors and tokenizer files are fetched, into the hub's own cache.
+    Of a hub repository only card, configuration, safetensors and tokenizer files are fetched, into the hub's own cache.
 
     :param source: a folder, or the name of a hub repository such as ``google-bert/bert-base-uncased``.
     :raises ModelFileError: neither a folder here nor a repository that could be fetched.
@@ -47,9 +47,15 @@ def resolve(source: str | Path) -> Path:
         return folder
     if folder.exists():
         raise ModelFileError(f"{source} is a file; give the folder that holds the model")
-    if not _HUB_ID.fullmatch(str(source)) or ".." in str(source):
+    if not HUB_ID.fullmatch(str(source)) or ".." in str(source):
         raise ModelFileError(f"{source} is neither a folder nor the name of a hub repository; check the path")
     return _fetch(str(source))
+
+
+def hub_name(source: str | Path) -> str | None:
+    """The name of a hub repository, or None where `resolve` would take the source for a folder."""
+    is_name = HUB_ID.fullmatch(str(source)) is not None and ".." not in str(source)
+    return str(source) if is_name and not Path(source).expanduser().exists() else None
 
 
 def _fetch(repository: str) -> Path:

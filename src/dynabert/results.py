@@ -1,6 +1,5 @@
 """What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +9,17 @@ import torch
 from dynabert.data import Roles
 from dynabert.deployed import measure_deployed
 from dynabert.distributed import ALONE, World
-from dynabert.elastic import ElasticModel, count_params
+from dynabert.elastic import ElasticModel
 from dynabert.engines import engine_of
 from dynabert.errors import DataError, ModelFileError, SettingError
-from dynabert.files import read_json, verify_manifest
+from dynabert.extraction import Extracted, extract_folder
+from dynabert.files import CARD, read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
-from dynabert.loading import load, load_tokenizer, save_model
+from dynabert.loading import load, load_tokenizer
 from dynabert.measure import LatencySettings, Progress, check_length, machine_of, measure, predict
-from dynabert.model_files import CONFIG
-from dynabert.modeling import LOADERS
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
+from dynabert.run_card import origin_of, refresh_card, write_card
 from dynabert.run_folder import RUN_FILE
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
@@ -34,8 +33,6 @@ PLAIN = ("torch", "fp32")
 """Engine and dtype that a sweep has if nothing else is said."""
 
 IMPORTANCE_FILE = "importance.safetensors"
-
-log = logging.getLogger("dynabert")
 
 
 def measure_run(
@@ -77,7 +74,10 @@ def measure_run(
             progress=progress,
         )
     if subnets is None:
-        sweep.to_json(out / sweep_file(*PLAIN if latency is None else (latency.engine, latency.dtype)))
+        engine, dtype = PLAIN if latency is None else (latency.engine, latency.dtype)
+        sweep.to_json(out / sweep_file(engine, dtype))
+        if (engine, dtype) == PLAIN:  # what the card shows
+            refresh_card(out, sweep)
     return sweep
 
 
@@ -159,7 +159,7 @@ def run_file(out: Path) -> Path:
 
     :raises ModelFileError: not a run folder.
     """
-    if not (out / RUN_FILE).exists():
+    if not is_run(out):
         raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
     return out / RUN_FILE
 
@@ -187,11 +187,18 @@ def load_result(out: str | Path) -> ElasticModel:
 
     :raises ModelFileError: not a run folder, or one whose training has not finished.
     """
-    out = Path(out)
-    run_file(out)
-    if not complete(out / "elastic"):
+    return ElasticModel.from_pretrained(finished(out))
+
+
+def finished(out: str | Path) -> Path:
+    """The elastic folder of a finished run.
+
+    :raises ModelFileError: not a run folder, or one whose training has not finished, or a damaged one.
+    """
+    run_file(Path(out))
+    if not complete(Path(out) / "elastic"):
         raise ModelFileError(f"{out} has not finished training; run its `dynabert train` command again to go on")
-    return ElasticModel.from_pretrained(out / "elastic")
+    return Path(out) / "elastic"
 
 
 def load_sweep(out: str | Path, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> Sweep:
@@ -207,15 +214,6 @@ def load_sweep(out: str | Path, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]
         how = "" if (engine, dtype) == PLAIN else f" --engine {engine} --dtype {dtype}"
         raise ModelFileError(f"{out} has no {path.name} yet; run `dynabert measure {out}{how}`")
     return Sweep.from_json(path)
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """A small model on disk: where it lies, its parameters, and what can load it."""
-
-    folder: Path
-    n_params: int
-    loads_with: str
 
 
 def check_machine(sweep: Sweep) -> None:
@@ -239,7 +237,7 @@ def check_machine(sweep: Sweep) -> None:
 
 
 def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:
-    """Write one Subnet of a run as a small model with its tokenizer.
+    """Write one Subnet of a run as a small model with its tokenizer; see `dynabert.extraction.extract_folder`.
 
     :param out: the run folder.
     :param subnet: which; those of the grid were trained, any other one works less well.
@@ -247,23 +245,40 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
     :param pad_heads: see `ElasticModel.extract`: stock transformers loads it, but attention keeps its cost.
     :raises SettingError: a folder that holds something else than a model.
     """
-    elastic, folder = load_result(out), Path(folder)
-    if folder.is_file():
-        raise SettingError(f"{folder} is a file; give the name of a folder")
-    if folder.resolve().is_relative_to(Path(out).resolve()):
+    out = Path(out)
+    if Path(folder).resolve().is_relative_to(out.resolve()):
         raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise SettingError(f"{folder} is not empty and holds no model; give another --out")
-    if elastic.slices(subnet) not in [elastic.slices(trained) for trained in elastic.grid]:
-        log.warning(
-            "%s was not trained, so expect less of it than of its neighbours; trained were: %s",
-            subnet.name,
-            ", ".join(trained.name for trained in elastic.grid),
-        )
-    small = elastic.extract(subnet, pad_heads=pad_heads)
-    save_model(small, folder, tokenizer=load_tokenizer(Path(out) / "elastic"))
-    stock = small.config.model_type == elastic.family.model_type
-    return Extracted(folder, count_params(small), LOADERS[stock])
+    elastic = finished(out)
+    return extract_folder(elastic, subnet, folder, pad_heads=pad_heads, sweep=_sweep_if_any(out), origin=origin_of(out))
+
+
+def card_of_run(out: str | Path, *, force: bool = False) -> Path:
+    """Write the model card of a finished run anew, see `dynabert.run_card.write_card`."""
+    finished(out)
+    return write_card(out, _sweep_if_any(Path(out)), force=force)
+
+
+def folder_to_push(source: str | Path) -> Path:
+    """What is uploaded: of a run its elastic model, with a card; any other folder as it is.
+
+    :raises ModelFileError: a run that has not finished.
+    """
+    source = Path(source)
+    if not is_run(source):
+        return source
+    elastic = finished(source)
+    if not (elastic / CARD).exists():
+        write_card(source, _sweep_if_any(source))
+    return elastic
+
+
+def _sweep_if_any(out: Path) -> Sweep | None:
+    return Sweep.from_json(out / SWEEP_FILE) if (out / SWEEP_FILE).exists() else None
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (Path(folder) / RUN_FILE).exists()
 
 
 def complete(folder: Path) -> bool:

@@ -5,7 +5,7 @@
     importance.safetensors
     stages/<name>/     the network after each stage but the last, elastic checkpoints
     checkpoints/       inside the stage that is running
-    elastic/           the result: an elastic checkpoint with its tokenizer
+    elastic/           the result: an elastic checkpoint with its tokenizer and model card
     sweep.json         every Subnet, measured
     metrics.jsonl      the losses of every Subnet; of lines for the same step the last one counts
 
@@ -36,10 +36,12 @@ from dynabert.hooks import Progress as StageProgress
 from dynabert.job import Job, Prepared, pick_device, prepare
 from dynabert.loading import load
 from dynabert.measure import LatencySettings, Progress, machine_of, selection_score
+from dynabert.model_files import hub_name
 from dynabert.plan import Plan, Source, fingerprint
 from dynabert.recipes import Stage
 from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, beside_teacher, complete
 from dynabert.rewire import Importance, reordered, rewire, score
+from dynabert.run_card import BASE, ROWS, refresh_card
 from dynabert.run_folder import MACHINE, METRICS_FILE, MetricsLog, opened, space_needed
 from dynabert.sweep import Sweep
 from dynabert.workload import PlannedStage, planned_stages
@@ -168,6 +170,8 @@ def _begun(
         called = {
             "model": str(model),
             "source": source.to_json(),
+            BASE: hub_name(model),
+            ROWS: {role: len(getattr(job.roles, role)) for role in ("train", "select", "validation")},
             MACHINE: asdict(machine_of(torch.device(world.device))),
         }
         with _opened_together(out, job, called, world, force=force):
@@ -222,7 +226,8 @@ class _Run:
         self._take_weights(teacher, self.out / "teacher")
         sweep = beside_teacher(teacher, elastic, self.prepared, latency=latency, progress=progress, world=self.world)
         if self.world.is_first:
-            sweep.to_json(self.out / SWEEP_FILE)
+            self.hooks.write(partial(refresh_card, self.out, sweep))
+            sweep.to_json(self.out / SWEEP_FILE)  # last: where it is, the run has nothing left to do
         return sweep
 
     def teacher(self, elastic: ElasticModel) -> None:

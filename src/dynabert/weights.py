@@ -1,52 +1,111 @@
 """Match the tensors of a checkpoint with those of a model: each one named, measured, and only then read."""
 
+import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dynabert.errors import ModelFileError
-from dynabert.model_files import one_line
+from dynabert.files import storage_errors
+from dynabert.model_files import MIB, one_line
+from dynabert.slicing import Ranges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger("dynabert")
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ENCODER = ("embeddings.", "encoder.")
 _BASE = (*_ENCODER, "pooler.")
 _MOST_SPREAD = 10.0
 _BUFFERS = ("position_ids", "token_type_ids")
+_CHUNK_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a checkpoint, not yet read: its own name, where it lies, its sizes and safetensors type."""
+    """A tensor of a checkpoint, or the ranges of it that are wanted, not yet read.
+
+    :param name: its own name, of which messages speak.
+    :param path: the file.
+    :param full: its sizes in the file.
+    :param dtype: its safetensors type.
+    :param file: the file, open for reading, unbuffered.
+    :param start: where its numbers begin, in bytes.
+    :param ranges: for each of the leading axes, two at most, what is wanted; the rest is wanted whole.
+    """
 
     name: str
     path: Path
-    shape: tuple[int, ...]
+    full: tuple[int, ...]
     dtype: str
-    file: Any
+    file: BinaryIO
+    start: int
+    ranges: tuple[Ranges, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of what is wanted."""
+        kept = tuple(sum(part.stop - part.start for part in parts) for parts in self.ranges)
+        return kept + self.full[len(kept) :]
 
     def read(self) -> Tensor:
-        """A copy of its own in float32; the file can change or go afterwards."""
+        """A copy of its own in float32; the file can change or go afterwards.
+
+        Only the rows that are wanted are read, a few megabytes at a time into memory that is used again: mapping the
+        file instead would count every page that was touched as memory of this process.
+        """
         if self.dtype not in _FLOATS:
             raise ModelFileError(
                 f"{self.path}: {self.name!r:.120} holds {self.dtype} numbers; give the unquantised model"
             )
-        try:
-            return self.file.get_tensor(self.name).to(torch.float32, copy=True)
-        except SafetensorError as error:
-            raise _not_safetensors(self.path, error) from error
+        wanted = torch.empty(self.shape, dtype=torch.float32)
+        if not wanted.numel():
+            return wanted
+        rows, columns = self._as_matrix()
+        width = prod(self.full[1:])
+        matrix = wanted.view(-1, sum(part.stop - part.start for part in columns))
+        row_bytes = width * _FLOATS[self.dtype].itemsize
+        at_once = max(1, _CHUNK_BYTES // row_bytes)
+        scratch = torch.empty(min(at_once, len(matrix)), width, dtype=_FLOATS[self.dtype])
+        written = 0
+        for part in rows:
+            for first in range(part.start, part.stop, at_once):
+                chunk = scratch[: min(at_once, part.stop - first)]
+                self._fill(chunk, self.start + first * row_bytes)
+                target, column = matrix[written : written + len(chunk)], 0
+                for kept in columns:
+                    target[:, column : column + kept.stop - kept.start] = chunk[:, kept]
+                    column += kept.stop - kept.start
+                written += len(chunk)
+        return wanted
+
+    def _as_matrix(self) -> tuple[Ranges, Ranges]:
+        """What is wanted of the tensor when all its axes but the first are laid side by side."""
+        rows = self.ranges[0] if self.ranges else (slice(0, self.full[0] if self.full else 1),)
+        columns = self.ranges[1] if len(self.ranges) > 1 else (slice(0, prod(self.full[1:])),)
+        return rows, columns
+
+    def _fill(self, chunk: Tensor, start: int) -> None:
+        """Read numbers that lie behind each other into a contiguous tensor."""
+        rest = chunk.view(torch.uint8).numpy().data.cast("B")
+        with storage_errors(self.path):
+            while rest:
+                n_read = os.preadv(self.file.fileno(), [rest], start)
+                if not n_read:
+                    raise ModelFileError(f"{self.path} ends within {self.name!r:.120}; use another copy of it")
+                rest, start = rest[n_read:], start + n_read
 
 
 @contextmanager
@@ -63,19 +122,30 @@ def open_weights(paths: Sequence[Path], prefix: str) -> Iterator[dict[str, Store
     with ExitStack() as stack:
         stored: dict[str, Stored] = {}
         for path in paths:
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-                for name in file.keys():  # noqa: SIM118 (it is not a dict and cannot be iterated)
-                    part = file.get_slice(name)
-                    key = key_of(name, prefix)
-                    if key in stored:
-                        raise ModelFileError(
-                            f"{path}: {name!r:.120} is there twice; use another copy of the checkpoint"
-                        )
-                    stored[key] = Stored(name, path, tuple(part.get_shape()), str(part.get_dtype()), file)
-            except (SafetensorError, OSError) as error:
-                raise _not_safetensors(path, error) from error
+            for tensor in _tensors_of(path, stack):
+                key = key_of(tensor.name, prefix)
+                if key in stored:
+                    raise ModelFileError(
+                        f"{path}: {tensor.name!r:.120} is there twice; use another copy of the checkpoint"
+                    )
+                stored[key] = tensor
         yield stored
+
+
+def _tensors_of(path: Path, stack: ExitStack) -> list[Stored]:
+    """The tensors of one file, which stays open. The safetensors library checks the header; then it is read."""
+    try:
+        with safe_open(path, framework="pt"):
+            file = stack.enter_context(path.open("rb", buffering=0))
+            n_header = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(n_header))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _not_safetensors(path, error) from error
+    header.pop("__metadata__", None)
+    return [
+        Stored(name, path, tuple(about["shape"]), about["dtype"], file, 8 + n_header + about["data_offsets"][0])
+        for name, about in header.items()
+    ]
 
 
 def key_of(name: str, prefix: str) -> str:
@@ -111,19 +181,9 @@ def read_state(
     :return: float32 tensors by the names of the model, tied ones left out.
     :raises ModelFileError: an encoder tensor that is missing, left over or of another shape, or part of a head.
     """
-    tied = skeleton.all_tied_weights_keys
-    names = {key_of(name, skeleton.base_model_prefix): name for name in skeleton.state_dict() if name not in tied}
-    shapes = {key: tuple(skeleton.state_dict()[name].shape) for key, name in names.items()}
+    names, shapes = _named(skeleton)
     new = [key for key in names if key in replaced or key not in stored]
-    _check_new(set(new) - replaced, shapes, where)
-    for key, tensor in stored.items():
-        if key not in shapes:
-            _check_left_over(key, tensor)
-        elif key not in replaced and tensor.shape != shapes[key]:
-            raise ModelFileError(
-                f"{tensor.path}: {tensor.name!r:.120} has shape {list(tensor.shape)}, not {list(shapes[key])} as its "
-                f"config.json says; use another copy of the checkpoint"
-            )
+    check_state(stored, skeleton, where=where, replaced=replaced)
     if new:
         logger.info("%s has no fitting %s: random numbers of seed %d stand in", where, ", ".join(new), seed)
     generator = torch.Generator().manual_seed(seed)
@@ -132,6 +192,29 @@ def read_state(
         raise ModelFileError(f"{where}: initializer_range {spread} in config.json is outside 0 to {_MOST_SPREAD}")
     made = {key: _new_tensor(key, shapes[key], spread, generator) for key in new}
     return {name: made[key] if key in made else stored[key].read() for key, name in names.items()}
+
+
+def check_state(
+    stored: dict[str, Stored], skeleton: "PreTrainedModel", *, where: Path, replaced: frozenset[str] = frozenset()
+) -> None:
+    """Refuse a checkpoint that does not fit a model; for the parameters and errors see `read_state`."""
+    _, shapes = _named(skeleton)
+    _check_new({key for key in shapes if key not in stored} - replaced, shapes, where)
+    for key, tensor in stored.items():
+        if key not in shapes:
+            _check_left_over(key, tensor)
+        elif key not in replaced and tensor.shape != shapes[key]:
+            raise ModelFileError(
+                f"{tensor.path}: {tensor.name!r:.120} has shape {list(tensor.shape)}, not {list(shapes[key])} as its "
+                f"config.json says; use another copy of the checkpoint"
+            )
+
+
+def _named(skeleton: "PreTrainedModel") -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Of each tensor of a model but the tied ones its name and its sizes, by key."""
+    tensors, tied = skeleton.state_dict(), skeleton.all_tied_weights_keys
+    names = {key_of(name, skeleton.base_model_prefix): name for name in tensors if name not in tied}
+    return names, {key: tuple(tensors[name].shape) for key, name in names.items()}
 
 
 def _check_new(new: set[str], shapes: dict[str, tuple[int, ...]], where: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from helpers import FAMILY_NAMES, tiny_batch, tiny_model
 from torch.nn import functional as F
 
-from dynabert.elastic import ElasticLinear, ElasticModel, leading
+from dynabert.elastic import ElasticLinear, ElasticModel
 from dynabert.precision import TrainingLinear, TrainingViews
+from dynabert.slicing import leading
 from dynabert.subnet import LayerSlice, Subnet
 
 PER_LAYER = Subnet.of_layers(LayerSlice(1, 1, 5), LayerSlice(3, 3, 32))

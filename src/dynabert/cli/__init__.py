@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from dynabert.cli import sizes, studying, training
+from dynabert.cli import publishing, sizes, studying, training
 from dynabert.distributed import launched_rank, n_launched
 from dynabert.errors import DynabertError, SettingError, Stopped, StorageError
 from dynabert.failures import stop_signals
@@ -34,6 +34,8 @@ for verb in (
     sizes.extract,
     sizes.export,
     sizes.predict,
+    publishing.card,
+    publishing.push,
     sizes.report,
     studying.compare,
     studying.ablate,

@@ -214,7 +214,9 @@ def search(
 
 
 def extract(
-    run: Run,
+    model: Annotated[
+        str, typer.Argument(help="A run folder, or folder or hub name of an elastic model.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the small model; replaced if there is a model in it.")],
     subnet: SubnetName = None,
     width: Width = None,
@@ -224,11 +226,15 @@ def extract(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Cut one size out of a run: a small Hugging Face folder that works on its own."""
-    from dynabert.results import extract_run
+    """Cut one size out of a run or an elastic model: a small Hugging Face folder that works on its own.
+
+    Only what that size keeps is read, so memory is about that of the small model.
+    """
+    from dynabert.extraction import extract_folder
+    from dynabert.results import extract_run, is_run
 
     chosen = subnet_of(subnet, width, depth)
-    cut = extract_run(run, chosen, out, pad_heads=pad_heads)
+    cut = (extract_run if is_run(model) else extract_folder)(model, chosen, out, pad_heads=pad_heads)
     if as_json:
         print_json({"subnet": chosen.name, **asdict(cut), "folder": str(cut.folder)})
     else:

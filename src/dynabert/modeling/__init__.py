@@ -8,6 +8,7 @@ from dynabert.modeling.auto import register, register_when_needed
 from dynabert.modeling.classes import (
     HEADS,
     LOADERS,
+    auto_class,
     filled,
     head_of,
     is_stock,
@@ -15,6 +16,7 @@ from dynabert.modeling.classes import (
     narrow_class,
     narrow_config_class,
     quietly,
+    small_class,
     small_config,
     small_model,
     stock_class,
@@ -24,6 +26,7 @@ from dynabert.modeling.classes import (
 __all__ = [
     "HEADS",
     "LOADERS",
+    "auto_class",
     "filled",
     "head_of",
     "is_stock",
@@ -33,6 +36,7 @@ __all__ = [
     "quietly",
     "register",
     "register_when_needed",
+    "small_class",
     "small_config",
     "small_model",
     "stock_class",

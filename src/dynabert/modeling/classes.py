@@ -79,6 +79,27 @@ def loads_with(shape: EncoderShape, slices: tuple[LayerSlice, ...]) -> str:
     return LOADERS[is_stock(shape, slices)]
 
 
+def auto_class(head: str) -> str:
+    """The Auto class of transformers that loads models with a head.
+
+    :raises SettingError: an unknown head.
+    """
+    from dynabert.modeling.narrow import HEADS as AUTO_CLASSES
+
+    _check_head(head)
+    return AUTO_CLASSES[head]
+
+
+def small_class(
+    family: Family, head: str, shape: EncoderShape, slices: tuple[LayerSlice, ...]
+) -> "type[PreTrainedModel]":
+    """The class of an encoder cut to these slices: stock where `is_stock`, else the family's narrow one.
+
+    :raises SettingError: an unknown head.
+    """
+    return (stock_class if is_stock(shape, slices) else narrow_class)(family, head)
+
+
 def small_config(
     config: "PretrainedConfig",
     family: Family,
@@ -108,7 +129,7 @@ def small_config(
         fields.pop(name, None)
     fields["attn_implementation"] = config._attn_implementation
     fields["num_hidden_layers"] = len(slices)
-    fields["architectures"] = [(stock_class if stock else narrow_class)(family, head).__name__]
+    fields["architectures"] = [small_class(family, head, shape, slices).__name__]
     if stock:
         fields["intermediate_size"] = slices[0].n_neurons
         return stock_config_class(family)(**fields)
@@ -141,8 +162,7 @@ def small_model(
         known = (f"{family.classes}{name}" for name in HEADS)
         raise SettingError(one_of("model class", type(view).__name__, known))
     config = small_config(view.config, family, shape, slices, subnet_name=subnet_name, head=head)
-    model_class = (stock_class if is_stock(shape, slices) else narrow_class)(family, head)
-    model = filled(model_class, config, state, dtype=view.dtype)
+    model = filled(small_class(family, head, shape, slices), config, state, dtype=view.dtype)
     model.to(view.device)  # type: ignore[arg-type]
     return model.train(view.training)
 
