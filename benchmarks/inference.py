@@ -6,10 +6,11 @@
     python benchmarks/inference.py --part agreement --run runs/trec     int8 at full size against PyTorch, on real rows
 
 All sizes of an engine and the stock model (transformers as it stands, fp32, full size, in every round) take turns.
-`speedup` is over the full size of the same engine, `of_flops` that speed-up as a share of the ratio of FLOPs, `vs_stock`
-over the stock model. One thread by default.
+`speedup` is over the full size of the same engine, `of_flops` that speed-up as a share of the ratio of FLOPs,
+`vs_stock` over the stock model. One thread by default.
 """
 
+import argparse
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def engine_rows(
     dtype: str,
     subnets: tuple[Subnet, ...],
     sizes: list[tuple[int, int]],
-    chosen: Any,
+    chosen: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """One engine and type: a row for each size at each batch and length."""
     rows = []
@@ -111,7 +112,11 @@ def engine_rows(
 
 
 def view_rows(
-    shape: str, elastic: ElasticModel, subnets: tuple[Subnet, ...], sizes: list[tuple[int, int]], chosen: Any
+    shape: str,
+    elastic: ElasticModel,
+    subnets: tuple[Subnet, ...],
+    sizes: list[tuple[int, int]],
+    chosen: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """A view beside its extracted form, PyTorch in fp32."""
     rows = []
@@ -163,7 +168,7 @@ def headlines(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def engines_part(chosen: Any) -> dict[str, Any]:
+def engines_part(chosen: argparse.Namespace) -> dict[str, Any]:
     """Every engine, type, size and shape."""
     sizes = [(1, 32), (1, 128)] if chosen.quick else [(1, 32), (1, 128), (16, 32), (16, 128)]
     shapes = {"minilm": minilm} if chosen.quick else {"bert-base": bert_base, "minilm": minilm}
