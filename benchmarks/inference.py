@@ -2,8 +2,6 @@
 
     python benchmarks/inference.py --quick                              one shape, four sizes, few repeats
     python benchmarks/inference.py --json docs/results/inference.json   bert-base and MiniLM shapes, random weights
-    python benchmarks/inference.py --part peers --run runs/trec         other ways to be small, on the rows of a run
-    python benchmarks/inference.py --part agreement --run runs/trec     int8 at full size against PyTorch, on real rows
 
 All sizes of an engine and the stock model (transformers as it stands, fp32, full size, in every round) take turns.
 `speedup` is over the full size of the same engine, `of_flops` that speed-up as a share of the ratio of FLOPs,
@@ -197,8 +195,6 @@ def main() -> None:
     """Print the tables, write JSON."""
     chosen = options(
         __doc__,
-        part={"choices": ("engines", "peers", "agreement"), "default": "engines", "help": "what is measured"},
-        run={"type": Path, "help": "a finished run folder, for peers and agreement"},
         repeats={"type": int, "default": 9, "help": "timed calls of each"},
         engines={"default": "", "help": "comma-separated; all by default"},
         corners={"action": "store_true", "help": "four sizes instead of twelve"},
