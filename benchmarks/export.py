@@ -1,26 +1,37 @@
 """What it takes to cut sizes out of a trained network and to bring them where they run, one part at a time.
 
-    python benchmarks/export.py --part memory --json docs/results/export.json
+    python benchmarks/export.py --part memory --json docs/results/export-memory.json
+    python benchmarks/export.py --part parity --run runs/four/trec --json docs/results/export-parity.json
 
 memory: the smallest size, (0.25, 0.5), of an elastic folder of the shape of bert-large (random weights, made on the
 spot) is written as a small model, by the lazy extraction and by loading the whole network first; see export_memory.py.
+
+parity: a trained network at full size and at (0.25, 0.5), exported by every engine in every type, and compared with
+PyTorch over the validation split; see export_parity.py.
 """
 
-from common import finish, machine, options
-from export_memory import memory
+from pathlib import Path
 
-PARTS = {"memory": memory}
+from common import finish, machine, options, table
+from export_memory import memory
+from export_parity import parity
 
 
 def main() -> None:
-    """Run the parts, print, write."""
+    """Run a part, print, write."""
     chosen = options(
         __doc__,
-        part={"choices": [*PARTS, "all"], "default": "all", "help": "which part; all by default"},
+        part={"choices": ("memory", "parity"), "default": "memory", "help": "which part"},
+        run={"type": Path, "help": "a finished run folder, for parity"},
     )
-    names = list(PARTS) if chosen.part == "all" else [chosen.part]
-    parts = {name: PARTS[name](quick=chosen.quick) for name in names}
-    finish({**machine("cpu"), "quick": chosen.quick, **parts}, chosen.json)
+    result: dict[str, object] = {"machine": machine("cpu"), "quick": chosen.quick}
+    if chosen.part == "memory":
+        result["memory"] = memory(quick=chosen.quick)
+    else:
+        rows = parity(chosen.run, quick=chosen.quick)
+        table(rows)
+        result["parity"] = rows
+    finish(result, chosen.json)
 
 
 if __name__ == "__main__":
