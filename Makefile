@@ -8,6 +8,9 @@ INSTALLED := $(VENV)/.installed
 # Those that measure something on a GPU; the others measure the CPU or compute.
 GPU_BENCHMARKS := train_step train_memory estimate
 
+# Those of a finished run are given one by hand; the others are parts of a benchmark or what all share.
+STANDALONE := $(filter-out $(patsubst %,benchmarks/%.py,common export_memory export_parity peers samplers search),$(wildcard benchmarks/*.py))
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check slow durability gpu gpu-studies bench clean
 
@@ -49,8 +52,8 @@ gpu: install ## tests, benchmarks and full-data runs on a CUDA device, to docs/r
 gpu-studies: install ## comparison, ablations, early exit, attention on a CUDA device, full data, 3 seeds; needs DYNABERT_DATA
 	runs/gpu.sh
 
-bench: install ## every script of benchmarks/
-	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+bench: install ## every script of benchmarks/ that needs no finished run
+	@for script in $(STANDALONE); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean: ## remove the environment and all caches; run folders stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
