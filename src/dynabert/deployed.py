@@ -3,7 +3,9 @@
 Metric and agreement are those of the written form, never of the network that it was made from.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,28 +61,22 @@ def measure_deployed(
     :return: one row for each Subnet, in their order, with file size and memory.
     :raises SettingError: an engine that is not installed, or settings that the model cannot take.
     """
-    engine = engine_of(settings.engine, settings.dtype)
     chosen, rows = list(elastic.grid if subnets is None else subnets), tuple(batches)
     labels, inputs = labels_of(rows), random_inputs(elastic.model, settings)
     compared = predict(elastic.at(Subnet()), rows) if reference is None else reference
     reference_metric = main_metric(metric_of(task, labels, compared))
-    n_threads = settings.n_threads or torch.get_num_threads()
-    ranges = calibration_of(calibration) if settings.dtype.startswith("int8") else ()
-    sessions: dict[Subnet, Session] = {}
-    qualities, sizes = [], []
+    deploying = _Deploying(elastic, settings, calibration_of(calibration) if settings.is_int8 else ())
     with TemporaryDirectory(prefix="dynabert-") as scratch:
+        forms: list[_Form] = []
         for done, subnet in enumerate(chosen):
             tell(progress, "predict", done, len(chosen))
-            folder = Path(scratch) / str(done)
-            folder.mkdir()
-            write_subnet(engine, elastic, subnet, folder, dtype=settings.dtype, calibration=ranges)
-            sessions[subnet] = engine.open(folder, dtype=settings.dtype, n_threads=n_threads)
-            qualities.append(quality_of(task, labels, answers(sessions[subnet], rows), compared, reference_metric))
-            largest = max(settings.shapes, key=lambda shape: shape[0] * shape[1])
-            peak = footprint(folder, engine=settings.engine, dtype=settings.dtype, n_threads=n_threads, shape=largest)
-            sizes.append((n_bytes(folder), peak))
+            forms.append(deploying.form(subnet, Path(scratch) / str(done)))
         tell(progress, "predict", len(chosen), len(chosen))
+        qualities = [
+            quality_of(task, labels, answers(form.session, rows), compared, reference_metric) for form in forms
+        ]
         arrays = {shape: {name: rows.numpy() for name, rows in given.items()} for shape, given in inputs.items()}
+        sessions = {subnet: form.session for subnet, form in zip(chosen, forms, strict=True)}
         times = timings(sessions, arrays, repeats=settings.repeats, progress=progress)
     context = context_of(
         task,
@@ -88,14 +84,49 @@ def measure_deployed(
         reference=reference_metric,
         precision=settings.dtype,
         latency=settings,
-        machine=machine_of(elastic.model.device, n_threads=n_threads, engine=f"{settings.engine} {engine.version}"),
+        machine=machine_of(elastic.model.device, n_threads=deploying.n_threads, engine=deploying.name),
         fingerprint=fingerprint_of(elastic, chosen, rows),
     )
     found = []
-    for subnet, quality, (file_bytes, peak_bytes) in zip(chosen, qualities, sizes, strict=True):
-        cost = cost_of(elastic, subnet, context.seq_len, times[subnet], file_bytes=file_bytes, peak_bytes=peak_bytes)
+    for subnet, form, quality in zip(chosen, forms, qualities, strict=True):
+        sizes = {"file_bytes": form.file_bytes, "peak_bytes": form.peak_bytes}
+        cost = cost_of(elastic, subnet, context.seq_len, times[subnet], **sizes)
         found.append(measurement_of(elastic, subnet, quality, cost))
     return Sweep(tuple(found), context)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A size that has been written and opened."""
+
+    session: Session
+    file_bytes: int
+    peak_bytes: int
+
+
+class _Deploying:
+    """Writing sizes of a network for one engine.
+
+    :param ranges: calibration rows.
+    """
+
+    def __init__(self, elastic: ElasticModel, settings: LatencySettings, ranges: Sequence[Inputs]) -> None:
+        self.elastic, self.settings, self.ranges = elastic, settings, ranges
+        self.engine = engine_of(settings.engine, settings.dtype)
+        self.name = f"{settings.engine} {self.engine.version}"
+        self.n_threads = settings.n_threads or torch.get_num_threads()
+
+    def form(self, subnet: Subnet, folder: Path) -> _Form:
+        """Write a size to a new folder, open it, and weigh it."""
+        engine, dtype = self.settings.engine, self.settings.dtype
+        folder.mkdir()
+        write_subnet(self.engine, self.elastic, subnet, folder, dtype=dtype, calibration=self.ranges)
+        largest = max(self.settings.shapes, key=math.prod)
+        return _Form(
+            self.engine.open(folder, dtype=dtype, n_threads=self.n_threads),
+            n_bytes(folder),
+            footprint(folder, engine=engine, dtype=dtype, n_threads=self.n_threads, shape=largest),
+        )
 
 
 def write_subnet(

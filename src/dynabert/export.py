@@ -185,7 +185,7 @@ class _Making:
         self.engine = engine_of(settings.engine, settings.dtype)
         self.settings, self.checks, self.progress = settings, checks, progress
         self.n_threads = settings.n_threads or torch.get_num_threads()
-        self.is_int8 = settings.dtype.startswith("int8")
+        self.is_int8 = settings.latency.is_int8
         self.calibration: Sequence[Inputs] = calibration_of(checks.select) if self.is_int8 else ()
 
     def write(self, folder: Path, unquantised: Sequence[int]) -> Session:

@@ -47,6 +47,11 @@ class LatencySettings:
             raise SettingError(one_of(f"dtype of {self.engine}", self.dtype, ENGINE_DTYPES[self.engine]))
 
     @property
+    def is_int8(self) -> bool:
+        """Whether weights are quantised, by ranges of activations that are found before or while it runs."""
+        return self.dtype.startswith("int8")
+
+    @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """All (batch, seq), the one that counts first."""
         return tuple((batch, seq) for batch in self.batch for seq in self.seq)
