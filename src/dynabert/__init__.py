@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynabert.distill import distill as distill
     from dynabert.elastic import ElasticModel as ElasticModel
     from dynabert.errors import DynabertError as DynabertError
+    from dynabert.export import export as export
     from dynabert.loading import load as load
     from dynabert.loading import load_tokenizer as load_tokenizer
     from dynabert.loading import save_model as save_model
@@ -40,6 +41,7 @@ _HOMES = {
     "distill": ("Training", "distill"),
     "elastic": ("ElasticModel",),
     "errors": ("DynabertError",),
+    "export": ("export",),
     "loading": ("load", "load_tokenizer", "save_model"),
     "measure": ("measure",),
     "recipes": ("Recipe", "Stage"),

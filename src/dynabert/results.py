@@ -1,6 +1,7 @@
 """What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ PLAIN = ("torch", "fp32")
 """Engine and dtype that a sweep has if nothing else is said."""
 
 IMPORTANCE_FILE = "importance.safetensors"
+
+log = logging.getLogger("dynabert")
 
 
 def measure_run(
@@ -221,19 +224,33 @@ def check_machine(sweep: Sweep) -> None:
 
     :raises SettingError: on another machine, or with other versions.
     """
-    there = sweep.context.machine
-    device = torch.device("cuda" if there.device != "cpu" and torch.cuda.is_available() else "cpu")
-    latency = sweep.context.latency
-    name = (
-        ""
-        if latency is None or not there.engine
-        else f"{latency.engine} {engine_of(latency.engine, latency.dtype).version}"
-    )
-    here = machine_of(device, n_threads=there.n_threads, engine=name)
-    if differences := there.differences(here):
+    if differences := _differences_here(sweep):
         raise SettingError(
             f"this Sweep was measured elsewhere ({'; '.join(differences)}); measure again, or add --any-machine"
         )
+
+
+def without_foreign_times(sweep: Sweep) -> Sweep:
+    """A Sweep as it is, or where it was measured elsewhere without its times and memory, so that neither decides."""
+    if not _differences_here(sweep):
+        return sweep
+    log.warning("times and memory of this Sweep are from elsewhere and left out; add --any-machine to trust them")
+    costs = [replace(row.cost, latency_ms=None, timings=(), peak_bytes=None) for row in sweep.rows]
+    rows = tuple(replace(row, cost=cost) for row, cost in zip(sweep.rows, costs, strict=True))
+    return replace(sweep, rows=rows)
+
+
+def _differences_here(sweep: Sweep) -> tuple[str, ...]:
+    """In what this machine and its packages differ from those that a Sweep was measured with."""
+    there, latency = sweep.context.machine, sweep.context.latency
+    device = torch.device("cuda" if there.device != "cpu" and torch.cuda.is_available() else "cpu")
+    name = ""
+    if latency is not None and there.engine:
+        try:
+            name = f"{latency.engine} {engine_of(latency.engine, latency.dtype).version}"
+        except SettingError:
+            name = f"no {latency.engine}"
+    return there.differences(machine_of(device, n_threads=there.n_threads, engine=name))
 
 
 def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dynabert.errors import SettingError
+
 if TYPE_CHECKING:
     from dynabert.exported import Exported
 
@@ -52,10 +54,14 @@ def measure(
     anew.
     """
     from dynabert.progress import progress_bars
-    from dynabert.results import measure_run
+    from dynabert.results import PLAIN, measure_run
     from dynabert.sweep import LatencySettings
 
     chosen = None if (subnet, width, depth) == (None, None, None) else (subnet_of(subnet, width, depth),)
+    if (engine, dtype) != PLAIN and (not latency or device not in (None, "cpu")):
+        raise SettingError(
+            f"{engine} {dtype} is measured with its latency and on the CPU; leave --no-latency and --device out"
+        )
     shapes = counts_of("batch", batch), counts_of("seq", seq)
     settings = LatencySettings(*shapes, repeats, dtype, engine, threads) if latency else None
     with progress_bars() as bars:
@@ -70,7 +76,9 @@ def pick(
     max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds at most, as the sweep measured.")] = None,
     min_throughput: Annotated[float | None, typer.Option(help="Sequences in a second at least.")] = None,
     max_file_mb: Annotated[float | None, typer.Option(help="Megabytes of the exported files at most.")] = None,
-    max_memory_mb: Annotated[float | None, typer.Option(help="Megabytes of memory at most.")] = None,
+    max_memory_mb: Annotated[
+        float | None, typer.Option(help="Megabytes of memory at most, on top of the engine's own.")
+    ] = None,
     min_metric: Annotated[float | None, typer.Option(help="Main metric at least.")] = None,
     must_load: Annotated[
         str | None, typer.Option(help="What must load it: transformers (stock), dynabert, onnx or openvino.")
@@ -88,13 +96,15 @@ def pick(
 
     With --engine and --dtype from what `dynabert measure` found of that deployed form.
     """
-    from dynabert.results import check_machine, load_sweep
+    from dynabert.results import check_machine, load_sweep, without_foreign_times
 
     sweep = load_sweep(run, engine=engine, dtype=dtype)
     if batch is not None or seq is not None:
         sweep = sweep.at(batch=batch, seq=seq)
-    if not any_machine and (max_latency_ms, min_throughput, max_memory_mb) != (None, None, None):
-        check_machine(sweep)
+    if not any_machine:
+        if (max_latency_ms, min_throughput, max_memory_mb) != (None, None, None):
+            check_machine(sweep)
+        sweep = without_foreign_times(sweep)
     row = sweep.pick(
         max_params=max_params,
         max_flops=max_flops,
@@ -112,11 +122,26 @@ def pick(
     if row.cost.latency_ms is not None:
         cost += f", {row.cost.latency_ms:.2f} ms"
     typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
-    if engine == "torch":
-        typer.echo(f"cut it out: dynabert extract {run} --subnet {row.subnet} --out small/")
+    typer.echo(_next_step(run, row.subnet, engine=engine, dtype=dtype, must_load=must_load))
+
+
+def _next_step(run: Path, subnet: str, *, engine: str, dtype: str, must_load: str | None) -> str:
+    """How to get a chosen size in the form that it was measured in, or must load with."""
+    from dynabert.results import PLAIN
+    from dynabert.sweep import ENGINE_DTYPES
+
+    wanted = {"onnx": "onnxruntime", "openvino": "openvino"}.get(must_load or "", engine)
+    if must_load in ("transformers", "dynabert") or (wanted, dtype) == PLAIN:
+        step, form = f"cut it out: dynabert extract {run} --subnet {subnet} --out small/", PLAIN
     else:
-        how = f"--engine {engine} --dtype {dtype}"
-        typer.echo(f"write it: dynabert export {run} --subnet {row.subnet} {how} --out deploy/")
+        form = (wanted, dtype if dtype in ENGINE_DTYPES[wanted] else "fp32")
+        step = f"write it: dynabert export {run} --subnet {subnet} --engine {form[0]} --dtype {form[1]} --out deploy/"
+    if form == (engine, dtype):
+        return step
+    return (
+        f"{step}\nmetric and costs above are those of {engine} {dtype}; "
+        f"for its own: dynabert measure {run} --engine {form[0]} --dtype {form[1]}"
+    )
 
 
 def export(
@@ -148,6 +173,8 @@ def export(
     from dynabert.export import ExportSettings, export_run
     from dynabert.progress import progress_bars
 
+    if subnets and (subnet, width, depth) != (None, None, None):
+        raise SettingError("give --subnets, or one size, not both")
     chosen = subnets_of(subnets) if subnets else (subnet_of(subnet, width, depth),)
     settings = ExportSettings(engine, dtype, max_metric_drop, on_drop, (batch, seq), threads)  # type: ignore[arg-type]
     with progress_bars() as bars:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GRAPH = "model.onnx"
 
 _OPSET = 23  # the first with an operator for attention: one kernel, where earlier opsets spell it out in ten nodes
-_QUANTISED = ["MatMul", "Gemm"]
+_QUANTISED = ["MatMul", "Gemm", "Gather"]  # Gather: the embeddings, most of the bytes of a small size
 _NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "root", "transformers")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from dynabert.loading import load, save_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_COMPILATIONS = 256
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,8 +66,14 @@ class TorchEngine:
 
 
 class CompiledTorchEngine(TorchEngine):
-    """PyTorch through torch.compile, with lengths and batch sizes left open."""
+    """PyTorch through torch.compile, with lengths and batch sizes left open.
+
+    All sizes are one class, whose forward TorchDynamo compiles anew for each; after eight it would silently run the
+    others as they stand. So the limit is far away, and reaching it is an error.
+    """
 
     def _ready(self, model: "PreTrainedModel") -> Callable[..., Any]:
         logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-        return torch.compile(model, dynamic=True)
+        compiled = torch.compile(model, dynamic=True)
+        patched = torch._dynamo.config.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True)
+        return cast(Callable[..., Any], patched(compiled))

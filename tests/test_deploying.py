@@ -1,0 +1,146 @@
+"""The commands that deploy: measure on an engine, pick from that, export, predict; and what they refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from calling import call
+from small_job import small_plan, write_job
+
+from dynabert.errors import SettingError
+from dynabert.results import check_machine, load_sweep, without_foreign_times
+from dynabert.run import train
+from dynabert.sweep import Sweep
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    encoder, source = write_job(folder)
+    train(encoder, source, folder / "run", plan=small_plan(), latency=None)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def measured(run: Path) -> Path:
+    """The run with a Sweep of its int8 form."""
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ("measure", run, "--engine", "onnxruntime", "--dtype", "int8", "--batch", "1,2", "--seq", "8,16")
+        assert call(patch, *map(str, arguments), "--repeats", "2", "--threads", "1") == 0
+    return run
+
+
+def output(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_pick_answers_from_the_deployed_form(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = load_sweep(measured, engine="onnxruntime", dtype="int8")
+    at = sweep.at(batch=2, seq=16)
+    limit = sorted(row.cost.latency_ms for row in at.rows)[1]
+    form = ("--engine", "onnxruntime", "--dtype", "int8")
+    asked = ("--batch", "2", "--seq", "16", "--max-latency-ms", f"{limit}", "--max-file-mb", "5")
+    assert call(monkeypatch, "pick", str(measured), *form, *asked, "--json") == 0
+    assert json.loads(output(capsys))["subnet"] == at.pick(max_latency_ms=limit).subnet
+    assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "onnx") == 0
+    assert "dynabert export" in (said := output(capsys)) and "--engine onnxruntime --dtype int8" in said
+    assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "dynabert") == 0
+    assert "dynabert extract" in (said := output(capsys)) and "are those of onnxruntime int8" in said
+    assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "openvino") == 0
+    assert "--engine openvino --dtype int8" in (said := output(capsys)) and "are those of onnxruntime int8" in said
+
+
+def elsewhere(sweep: Sweep, **machine: object) -> Sweep:
+    return replace(sweep, context=replace(sweep.context, machine=replace(sweep.context.machine, **machine)))
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({"cpu": "an abacus"}, r"measured elsewhere \(cpu an abacus there"),
+        ({"engine": "onnxruntime 1.0"}, r"measured elsewhere \(engine onnxruntime 1.0 there"),
+        ({"n_cores": 999}, r"n_cores 999 there"),
+    ],
+)
+def test_times_of_another_machine_or_version_are_refused_unless_allowed(
+    measured: Path,
+    machine: dict[str, object],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = measured / "sweep-onnxruntime-int8.json"
+    own = Sweep.from_json(path)
+    check_machine(own)
+    assert without_foreign_times(own) == own
+    foreign = elsewhere(own, **machine)
+    with pytest.raises(SettingError, match=message):
+        check_machine(foreign)
+    form = ("pick", str(measured), "--engine", "onnxruntime", "--dtype", "int8")
+    foreign.to_json(path)
+    try:
+        assert call(monkeypatch, *form, "--max-latency-ms", "1000") == 2
+        assert "measure again, or add --any-machine" in capsys.readouterr().err
+        assert call(monkeypatch, *form, "--max-latency-ms", "1000", "--any-machine") == 0
+        assert " ms" in output(capsys)
+        assert call(monkeypatch, *form, "--min-metric", "0.1") == 0
+        assert " ms" not in output(capsys)  # what was measured elsewhere neither decides nor is shown
+    finally:
+        own.to_json(path)
+
+
+def test_an_export_predicts(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    sizes = ("--subnets", "w1-d1,w0.5-d0.5", "--engine", "onnxruntime", "--seq", "8")
+    assert call(monkeypatch, "export", str(run), *sizes, "--out", str(tmp_path / "deploy")) == 0
+    assert "agrees with PyTorch 100.0%" in output(capsys)
+    assert call(monkeypatch, "predict", str(tmp_path / "deploy"), "--subnet", "w1-d1", "film is warm", "--json") == 0
+    (exported,) = json.loads(output(capsys))["predictions"]
+    assert call(monkeypatch, "predict", str(run / "elastic"), "film is warm", "--json") == 0
+    (own,) = json.loads(output(capsys))["predictions"]
+    assert exported["label"] == own["label"] and exported["score"] == pytest.approx(own["score"], abs=1e-4)
+    assert call(monkeypatch, "predict", str(tmp_path / "deploy"), "film is warm") == 2
+    assert "several sizes here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("measure", "RUN", "--engine", "openvino", "--no-latency"), "openvino fp32 is measured with its latency"),
+        (("measure", "RUN", "--engine", "openvino", "--device", "cuda"), "leave --no-latency and --device out"),
+        (("measure", "RUN", "--batch", "1,two"), "--batch '1,two' is not a list of numbers"),
+        (("measure", "RUN", "--seq", "1.5"), "--seq '1.5' is not a list of whole numbers"),
+        (("pick", "RUN", "--engine", "openvino"), "has no sweep-openvino-fp32.json yet; run `dynabert measure"),
+        (("export", "RUN", "--subnet", "w1-d1", "--out", "RUN/x"), "lies inside the run folder"),
+        (("export", "RUN", "--subnet", "w1-d1", "--out", "FILE"), "is a file; give the name of a folder"),
+        (("export", "RUN", "--subnet", "w1-d1", "--out", "FULL"), "is not empty and holds no export.json"),
+        (
+            ("export", "RUN", "--subnet", "w1-d1", "--subnets", "w1-d1", "--out", "x"),
+            "--subnets, or one size, not both",
+        ),
+        (("export", "RUN", "--subnets", "w1-d1,w0.5-d1", "--out", "x"), "share their weights as onnxruntime fp32"),
+        (("predict", "RUN/elastic", "--subnet", "w1-d1", "film"), "is one model; leave --subnet out"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").touch()
+    places = {"RUN": str(run), "FILE": str(tmp_path / "file"), "FULL": str(tmp_path / "full")}
+    filled = []
+    for argument in arguments:
+        for name, place in places.items():
+            argument = argument.replace(name, place)
+        filled.append(argument)
+    assert call(monkeypatch, *filled) in (2, 3)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and error.startswith("dynabert: ")
