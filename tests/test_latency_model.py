@@ -47,6 +47,13 @@ def test_noise_shows_in_the_error(elastic: ElasticModel) -> None:
     model = LatencyModel.fit(measured(elastic, noise=0.1), elastic.described)
     assert 0.02 < model.error <= model.worst < 0.6
     assert min(model.prices) >= 0
+    assert f"off by {model.error:.1%} in the median, {model.worst:.1%} at worst" in model.describe()
+
+
+def test_a_rough_prediction_says_what_would_help(elastic: ElasticModel) -> None:
+    model = LatencyModel.fit(measured(elastic), elastic.described)
+    assert model.describe().endswith("at worst")
+    assert replace(model, error=0.28).describe().endswith("; measure on a quieter machine, or with more --repeats")
 
 
 def test_too_little_to_go_by_is_refused(elastic: ElasticModel) -> None:

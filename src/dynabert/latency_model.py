@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FEWEST = 4
 """Sizes that must be measured: one more than there are prices, so that leaving one out says something."""
 
+ROUGH = 0.1
+"""A median error above this is rather the noise of a busy machine than what the prices leave out."""
+
 
 @dataclass(frozen=True)
 class LatencyModel:
@@ -72,9 +75,10 @@ class LatencyModel:
 
     def describe(self) -> str:
         """How far to trust it, in one line."""
+        noisy = "; measure on a quieter machine, or with more --repeats" if self.error > ROUGH else ""
         return (
             f"latency of other sizes at {self.batch} x {self.seq} tokens can be predicted: those measured, each left "
-            f"out in turn, are off by {self.error:.1%} in the median, {self.worst:.1%} at worst"
+            f"out in turn, are off by {self.error:.1%} in the median, {self.worst:.1%} at worst{noisy}"
         )
 
 
