@@ -126,8 +126,10 @@ def test_a_limit_that_does_not_hold_is_said_with_what_to_ask_for(
     asked, sweep = measured(5.0), timed(elastic).at(batch=2, seq=16)
     result = search_run(run, FOUR_MS, effort=TRIALS, sweep=sweep)
     assert asked == [(result.standings[0].subnet, result.found.subnet)]
-    check = result.latency
+    check, uniform = result.latency, result.standings[0].subnet
     assert check is not None and not check.holds
+    swept = true_ms(elastic, elastic.slices(Subnet.parse(uniform)), (2, 16))
+    assert [row.swept_ms for row in check.sizes] == [pytest.approx(swept), None]
     assert check.ask_for is not None and 0 <= result.found.cost * 4 / 5 - check.ask_for < 0.01
     table = result.table()
     assert "OVER THE LIMIT: per layer takes 5 ms, more than 4 ms" in table
@@ -136,6 +138,7 @@ def test_a_limit_that_does_not_hold_is_said_with_what_to_ask_for(
     again = search_run(run, FOUR_MS, effort=TRIALS, sweep=sweep)
     assert again.standings == result.standings
     assert again.latency is not None and again.latency.holds and again.latency.ask_for is None
+    assert f"{uniform} took {check.sizes[0].swept_ms:.4g} ms then, 5 ms now" in table
     assert "OVER" not in again.table() and "within the limit: per layer takes 3 ms of 4 ms" in again.table()
 
 
@@ -148,6 +151,14 @@ def test_what_to_ask_for_is_less_than_the_limit(predicted: float, measured_ms: f
     check = LatencyCheck(SHAPES, 4.0, 0.01, 0.02, (size,))
     assert check.ask_for == ask_for
     assert ask_for is None or ask_for < check.limit
+
+
+def test_a_machine_that_has_changed_is_told_from_a_wrong_prediction() -> None:
+    uniform, found = TimedSize(UNIFORM, "w1-d1", 4.0, 4.2, 4.2, 90.0, 3.9), TimedSize("per layer", "a", 4, 6, 6, 90.0)
+    check = LatencyCheck(SHAPES, 4.0, 0.01, 0.02, (uniform, found))
+    assert "OVER THE LIMIT: uniform grid takes 4.2 ms" in check.table() and "machine" not in check.table()
+    slower = replace(check, sizes=(replace(uniform, measured_ms=4.3), found))
+    assert "the machine is not as it was when the grid was measured: w1-d1 took 3.9 ms then, 4.3 ms" in slower.table()
 
 
 def test_latency_that_is_measured_again_begins_anew(

@@ -18,6 +18,9 @@ from dynabert.sweep import LatencySettings, Sweep, plain_text
 LEAST_SHARE = 0.01
 """Of the full network's time, that its heads and neurons must take: below it no choice of them saves anything."""
 
+DRIFT = 0.1
+"""A size of the grid that is slower or faster than before by a larger share shows that the machine has changed."""
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -78,6 +81,7 @@ class TimedSize:
     :param measured_ms: median, all sizes by turns.
     :param p95_ms: 95th percentile.
     :param metric: main metric of the deployed form on the validation rows, in hundredths.
+    :param swept_ms: median when the grid was measured; None outside the grid.
     """
 
     how: str
@@ -86,6 +90,12 @@ class TimedSize:
     measured_ms: float
     p95_ms: float
     metric: float
+    swept_ms: float | None = None
+
+    @property
+    def drift(self) -> float:
+        """By which share it is slower now than when the grid was measured; 0 outside the grid."""
+        return 0.0 if self.swept_ms is None else self.measured_ms / self.swept_ms - 1
 
 
 @dataclass(frozen=True)
@@ -141,10 +151,11 @@ class LatencyCheck:
         )
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("choice", no_wrap=True)
-        for name in ("predicted ms", "measured ms", "95 % within", "metric deployed"):
+        for name in ("grid ms", "predicted ms", "measured ms", "95 % within", "metric deployed"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.sizes:
-            times = (f"{ms:.3g}" for ms in (row.predicted_ms, row.measured_ms, row.p95_ms))
+            values = (row.swept_ms, row.predicted_ms, row.measured_ms, row.p95_ms)
+            times = ("" if ms is None else f"{ms:.3g}" for ms in values)
             table.add_row(row.how, *times, f"{row.metric:.2f}")
         return plain_text(table) + self._verdict()
 
@@ -160,6 +171,12 @@ class LatencyCheck:
             lines.append(f"within the limit: {found.how} takes {found.measured_ms:.4g} ms of {limit:.4g} ms")
         else:
             lines.append(f"ask for less, as predictions go: --max-latency-ms {self.ask_for:g}")
+        lines += [
+            f"the machine is not as it was when the grid was measured: {row.subnet} took {row.swept_ms:.4g} ms then, "
+            f"{row.measured_ms:.4g} ms now; measure the grid again"
+            for row in self.sizes[:1]
+            if abs(row.drift) > DRIFT
+        ]
         return "".join(f"{line}\n" for line in lines)
 
 
@@ -185,5 +202,6 @@ def check_latency(
     for how, (name, predicted) in chosen.items():
         row = rows[name]
         (timing,) = row.cost.timings
-        sizes.append(TimedSize(how, name, predicted, timing.median_ms, timing.p95_ms, 100 * row.metric))
+        times = (predicted, timing.median_ms, timing.p95_ms)
+        sizes.append(TimedSize(how, name, *times, 100 * row.metric, timed.ms.get(name)))
     return LatencyCheck(timed.settings, limit, timed.model.error, timed.model.worst, tuple(sizes))
