@@ -38,20 +38,27 @@ def measured(elastic: ElasticModel, noise: float = 0.0) -> Sweep:
 
 
 def test_sizes_that_were_not_measured_are_predicted(elastic: ElasticModel) -> None:
-    model = LatencyModel.fit(measured(elastic), elastic)
+    model = LatencyModel.fit(measured(elastic), elastic.described)
     assert model.worst < 1e-6
     assert model.ms(PER_LAYER) == pytest.approx(true_ms(elastic, PER_LAYER), rel=1e-6)
 
 
 def test_noise_shows_in_the_error(elastic: ElasticModel) -> None:
-    model = LatencyModel.fit(measured(elastic, noise=0.1), elastic)
+    model = LatencyModel.fit(measured(elastic, noise=0.1), elastic.described)
     assert 0.02 < model.error <= model.worst < 0.6
     assert min(model.prices) >= 0
+    assert f"off by {model.error:.1%} in the median, {model.worst:.1%} at worst" in model.describe()
+
+
+def test_a_rough_prediction_says_what_would_help(elastic: ElasticModel) -> None:
+    model = LatencyModel.fit(measured(elastic), elastic.described)
+    assert model.describe().endswith("at worst")
+    assert replace(model, error=0.28).describe().endswith("; measure on a quieter machine, or with more --repeats")
 
 
 def test_too_little_to_go_by_is_refused(elastic: ElasticModel) -> None:
     sweep = measured(elastic)
     with pytest.raises(SettingError, match="3 measured sizes are too few to predict others; measure 4 or more"):
-        LatencyModel.fit(Sweep(sweep.rows[:3], sweep.context), elastic)
+        LatencyModel.fit(Sweep(sweep.rows[:3], sweep.context), elastic.described)
     with pytest.raises(SettingError, match="no latency to predict others from"):
-        LatencyModel.fit(made_sweep(latency=False), elastic)
+        LatencyModel.fit(made_sweep(latency=False), elastic.described)

@@ -16,10 +16,14 @@ from dynabert.errors import SettingError
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, encoder_flops
 
 if TYPE_CHECKING:
-    from dynabert.elastic import ElasticModel
+    from dynabert.description import Description
     from dynabert.sweep import Sweep
 
-_FEWEST = 4  # one more than there are prices, so that leaving one out says something
+FEWEST = 4
+"""Sizes that must be measured: one more than there are prices, so that leaving one out says something."""
+
+ROUGH = 0.1
+"""A median error above this is rather the noise of a busy machine than what the prices leave out."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,20 @@ class LatencyModel:
     worst: float
 
     @classmethod
-    def fit(cls, sweep: "Sweep", elastic: "ElasticModel") -> "LatencyModel":
+    def fit(cls, sweep: "Sweep", sizes: "Description") -> "LatencyModel":
         """Fit to the latency that counts in a Sweep, see `dynabert.sweep.Sweep.at`.
 
-        :param elastic: the network that was measured.
+        :param sizes: of the network that was measured, `dynabert.elastic.ElasticModel.described`.
         :raises SettingError: no latency, or too few sizes.
         """
         latency, n_rows = sweep.context.latency, len(sweep.rows)
         times = [row.cost.latency_ms for row in sweep.rows]
         if latency is None or any(time is None for time in times):
             raise SettingError("this Sweep has no latency to predict others from; measure again with it")
-        if n_rows < _FEWEST:
-            raise SettingError(f"{n_rows} measured sizes are too few to predict others; measure {_FEWEST} or more")
+        if n_rows < FEWEST:
+            raise SettingError(f"{n_rows} measured sizes are too few to predict others; measure {FEWEST} or more")
         batch, seq = latency.shapes[0]
-        work = np.array(
-            [_work(elastic.shape, elastic.slices(Subnet.parse(row.subnet)), batch, seq) for row in sweep.rows]
-        )
+        work = np.array([_work(sizes.shape, sizes.slices(Subnet.parse(row.subnet)), batch, seq) for row in sweep.rows])
         measured = np.array(times, dtype=np.float64)
         errors = []
         for left_out in range(n_rows):
@@ -65,11 +67,19 @@ class LatencyModel:
             predicted = work[left_out] @ _prices(work[kept], measured[kept])
             errors.append(abs(predicted / measured[left_out] - 1))
         prices = tuple(_prices(work, measured).tolist())
-        return cls(elastic.shape, batch, seq, prices, float(np.median(errors)), float(max(errors)))
+        return cls(sizes.shape, batch, seq, prices, float(np.median(errors)), float(max(errors)))
 
     def ms(self, slices: Sequence[LayerSlice]) -> float:
         """Milliseconds that a call of some slices is predicted to take."""
         return float(np.dot(_work(self.encoder, tuple(slices), self.batch, self.seq), self.prices))
+
+    def describe(self) -> str:
+        """How far to trust it, in one line."""
+        noisy = "; measure on a quieter machine, or with more --repeats" if self.error > ROUGH else ""
+        return (
+            f"latency of other sizes at {self.batch} x {self.seq} tokens can be predicted: those measured, each left "
+            f"out in turn, are off by {self.error:.1%} in the median, {self.worst:.1%} at worst{noisy}"
+        )
 
 
 def _work(encoder: EncoderShape, slices: tuple[LayerSlice, ...], batch: int, seq: int) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dynabert.cut import described
 from dynabert.data import Roles
 from dynabert.deployed import measure_deployed
 from dynabert.distributed import ALONE, World
@@ -16,7 +17,8 @@ from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.extraction import Extracted, extract_folder
 from dynabert.files import CARD, read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
-from dynabert.loading import load, load_tokenizer
+from dynabert.latency_model import LatencyModel
+from dynabert.loading import load, load_tokenizer, read_shape
 from dynabert.measure import LatencySettings, Progress, check_length, machine_of, measure, predict
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
@@ -251,6 +253,18 @@ def _differences_here(sweep: Sweep) -> tuple[str, ...]:
         except SettingError:
             name = f"no {latency.engine}"
     return there.differences(machine_of(device, n_threads=there.n_threads, engine=name))
+
+
+def latency_model_of(out: str | Path, sweep: Sweep) -> LatencyModel:
+    """How long other sizes of a finished run take than those that were measured.
+
+    :param out: the run folder.
+    :param sweep: of its grid.
+    :raises SettingError: no latency, or too few sizes.
+    """
+    folder = finished(out)
+    _, shape, _ = read_shape(folder)
+    return LatencyModel.fit(sweep, described(folder, shape))
 
 
 def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:

@@ -100,7 +100,9 @@ def test_every_size_is_really_compiled(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     elastic, engine = ElasticModel(tiny_model("bert")), engine_of("torch-compile", "fp32")
-    sizes = [Subnet(width, depth) for depth in (1, 0.5) for width in (1, 0.75, 0.5, 0.25)] + [Subnet(heads=1, neurons=0.5)]
+    sizes = [Subnet(width, depth) for depth in (1, 0.5) for width in (1, 0.75, 0.5, 0.25)] + [
+        Subnet(heads=1, neurons=0.5)
+    ]
     try:
         for subnet in sizes:
             size = subnet.name

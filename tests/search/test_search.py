@@ -2,22 +2,18 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_job import small_plan, write_job
+from calling import call
 
-from dynabert import cli
 from dynabert.batches import Batch
 from dynabert.errors import SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of, predict
 from dynabert.results import Saved, load_result
-from dynabert.run import train
 from dynabert.search import CostLimit, Effort, budget_of, search_run, space_of
 from dynabert.search.explore import Pace, explore
 from dynabert.search.scoring import HOPELESS, Score, Scorer, distances, parts_of
@@ -29,32 +25,6 @@ pytest.importorskip("optuna")
 
 HALF = CostLimit(share=0.5)
 TRIALS = Effort(minutes=60, trials=60)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    encoder, source = write_job(tmp_path_factory.mktemp("job"), n_layers=4)
-    train(encoder, source, encoder.parent / "run", plan=small_plan(), latency=None)
-    return encoder.parent / "run"
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-@pytest.fixture
-def n_predicted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The Subnets that were really predicted, one entry each."""
-    names: list[str] = []
-    original = Scorer._scored
-
-    def counted(self: Scorer, subnet: Subnet, best: Score | None) -> Score:
-        names.append(subnet.name)
-        return original(self, subnet, best)
-
-    monkeypatch.setattr(Scorer, "_scored", counted)
-    yield names
 
 
 def test_what_is_found_fits_the_budget_and_is_what_its_name_says(run: Path) -> None:
@@ -233,13 +203,6 @@ def test_a_search_ends_where_nothing_is_left_to_try() -> None:
 
 def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:
     assert space_of(load_result(run), HALF).patterns == ((0, 1, 2, 3), (0, 2))
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["dynabert", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
 
 
 def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

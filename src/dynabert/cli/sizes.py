@@ -11,6 +11,7 @@ from dynabert.errors import SettingError
 
 if TYPE_CHECKING:
     from dynabert.exported import Exported
+    from dynabert.sweep import Sweep
 
 from dynabert.cli.options import (
     Depth,
@@ -53,8 +54,9 @@ def measure(
     Without --subnet, --width and --depth the whole grid, and RUN/sweep.json (or RUN/sweep-ENGINE-DTYPE.json) is written
     anew.
     """
+    from dynabert.latency_model import FEWEST
     from dynabert.progress import progress_bars
-    from dynabert.results import PLAIN, measure_run
+    from dynabert.results import PLAIN, latency_model_of, measure_run
     from dynabert.sweep import LatencySettings
 
     chosen = None if (subnet, width, depth) == (None, None, None) else (subnet_of(subnet, width, depth),)
@@ -67,6 +69,8 @@ def measure(
     with progress_bars() as bars:
         sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring, device=device)
     print_sweep(sweep, as_json=as_json)
+    if chosen is None and latency and not as_json and len(sweep.rows) >= FEWEST:
+        typer.echo(latency_model_of(run, sweep).describe())
 
 
 def pick(
@@ -122,10 +126,10 @@ def pick(
     if row.cost.latency_ms is not None:
         cost += f", {row.cost.latency_ms:.2f} ms"
     typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
-    typer.echo(_next_step(run, row.subnet, engine=engine, dtype=dtype, must_load=must_load))
+    typer.echo(_next_step(run, row.subnet, engine, dtype, must_load=must_load))
 
 
-def _next_step(run: Path, subnet: str, *, engine: str, dtype: str, must_load: str | None) -> str:
+def _next_step(run: Path, subnet: str, engine: str, dtype: str, *, must_load: str | None = None) -> str:
     """How to get a chosen size in the form that it was measured in, or must load with."""
     from dynabert.results import PLAIN
     from dynabert.sweep import ENGINE_DTYPES
@@ -213,6 +217,16 @@ def search(
     ] = None,
     max_flops: Annotated[float | None, typer.Option(help="FLOPs of a sequence of 128 tokens at most: 1.1e9.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Parameters at most, for instance 12e6.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds at most, as `dynabert measure` lets them be predicted.")
+    ] = None,
+    engine: Engine = "torch",
+    dtype: Dtype = "fp32",
+    batch: Annotated[int | None, typer.Option(help="Batch of the latency; it must be measured.")] = None,
+    seq: Annotated[int | None, typer.Option(help="Likewise its tokens.")] = None,
+    any_machine: Annotated[
+        bool, typer.Option("--any-machine", help="Go by latency measured elsewhere or by other versions.")
+    ] = False,
     minutes: Annotated[float, typer.Option(help="At most, with those that earlier runs of this search took.")] = 10.0,
     trials: Annotated[
         int | None, typer.Option(help="Sizes to try at most; by default as many as the time allows.")
@@ -224,20 +238,36 @@ def search(
     """Search the best size within a budget, with heads and neurons chosen for each layer; nothing is trained.
 
     Sizes are judged on the select rows; the validation rows then say what that gains over the best of the grid. What
-    was tried is kept in RUN/search: the same command goes on, and other budgets use it too.
+    was tried is kept in RUN/search: the same command goes on, and other budgets use it too. --max-latency-ms goes by
+    what `dynabert measure` found with --engine and --dtype at --batch and --seq; what is found is then measured so.
     """
     from dynabert.progress import progress_bars
     from dynabert.search import Effort, budget_of, search_run
 
-    budget = budget_of(max_flops_share=max_flops_share, max_flops=max_flops, max_params=max_params)
+    budget = budget_of(
+        max_flops_share=max_flops_share, max_flops=max_flops, max_params=max_params, max_latency_ms=max_latency_ms
+    )
     effort = Effort(minutes, trials, seed)
+    sweep = _times(run, engine, dtype, (batch, seq), any_machine=any_machine) if max_latency_ms is not None else None
+    if sweep is None and (engine, dtype, batch, seq) != ("torch", "fp32", None, None):
+        raise SettingError("--engine, --dtype, --batch and --seq are of latency; give --max-latency-ms, or leave them")
     with progress_bars() as bars:
-        result = search_run(run, budget, effort=effort, progress=bars.measuring, device=device)
+        result = search_run(run, budget, effort=effort, sweep=sweep, progress=bars.measuring, device=device)
     if as_json:
         print_json(result.to_dict())
     else:
         typer.echo(result.table(), nl=False)
-        typer.echo(f"cut it out: dynabert extract {run} --subnet {result.found.subnet} --out small/")
+        typer.echo(_next_step(run, result.found.subnet, engine, dtype))
+
+
+def _times(run: Path, engine: str, dtype: str, shape: tuple[int | None, int | None], *, any_machine: bool) -> "Sweep":
+    """The measured sizes at one batch and length, from this machine unless any will do."""
+    from dynabert.results import check_machine, load_sweep
+
+    sweep = load_sweep(run, engine=engine, dtype=dtype).at(batch=shape[0], seq=shape[1])
+    if not any_machine:
+        check_machine(sweep)
+    return sweep
 
 
 def extract(

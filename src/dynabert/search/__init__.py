@@ -8,16 +8,19 @@ budget is chosen on the same rows, and the difference is measured on the validat
     sampling.py  where to look next
     explore.py   seeds, then proposals, until the effort is spent
     store.py     what is kept in the run folder; result.py: what was found
+    latency.py   milliseconds as the budget: predicted while searching, measured in the end
 """
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynabert.elastic import ElasticModel, count_params
+from dynabert.errors import SettingError
 from dynabert.job import Prepared, pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress, fingerprint_of, labels_of, predict
@@ -25,12 +28,14 @@ from dynabert.precision import TrainingViews
 from dynabert.results import IMPORTANCE_FILE, Saved, load_result
 from dynabert.rewire import Importance, reordered
 from dynabert.search.explore import Effort, Pace, explore
+from dynabert.search.latency import LatencyCheck, Timed, check_latency
 from dynabert.search.result import CostLimit, SearchResult, Standing, budget_of
 from dynabert.search.scoring import Score, Scorer
 from dynabert.search.space import Choice, Price, Slices, Space
 from dynabert.search.store import Store
 from dynabert.statistics import ROW_METRICS, Difference, paired_difference
 from dynabert.subnet import Subnet, encoder_flops
+from dynabert.sweep import Sweep
 
 if TYPE_CHECKING:
     from dynabert.plan import Plan
@@ -60,6 +65,7 @@ def search_run(
     budget: CostLimit,
     *,
     effort: Effort = Effort(),  # noqa: B008 (a frozen value)
+    sweep: Sweep | None = None,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> SearchResult:
@@ -69,24 +75,29 @@ def search_run(
         and other budgets share the scores.
     :param budget: what the Subnet may cost.
     :param effort: how long to search.
+    :param sweep: of the grid, with the latency that a budget of latency goes by: that which counts in it, see
+        `dynabert.sweep.Sweep.at`. What is found and the grid's best are then measured likewise, by turns.
     :param progress: told ``"search"``, and how many hundredths of the effort are spent.
     :param device: where to compute; by default the GPU if there is one.
-    :raises SettingError: a budget that no row of the grid fits, or optuna is not installed.
+    :raises SettingError: a budget that nothing fits, one of latency without a Sweep that can say what sizes take, or
+        optuna is not installed.
     :raises DataError: the rows are not those of the run any more.
     """
     run, device = Path(run), pick_device(device)
     elastic, saved = load_result(run), Saved.of(run)
-    space = space_of(elastic, budget)
+    timed = _timed(budget, sweep, elastic)
+    space = space_of(elastic, budget, timed)
     prepared = saved.rows(load_tokenizer(run / "elastic"))
     elastic.to(device)
     precision, rows = saved.plan.training.precision, tuple(prepared.select)
     fingerprint = f"{fingerprint_of(elastic, list(elastic.grid), rows)}-{precision}-{elastic.model.device.type}"
-    store = Store(run, budget.name, fingerprint=fingerprint, seed=effort.seed)
+    name = budget.name if timed is None else f"{budget.name}-{timed.form}"
+    store = Store(run, name, fingerprint=fingerprint, seed=effort.seed, price=space.price)
     earlier = store.load()
     views = TrainingViews(elastic, precision=precision)  # which keep the last ones; `at` would keep all of them
     score = Scorer(views.at, rows, task=prepared.task, known=earlier.scores)
     pace = Pace(effort, n_earlier=earlier.n, s_earlier=earlier.seconds)
-    uniform, seeds = _uniform(elastic, space), seeds_of(run, elastic, space)
+    uniform, seeds = _uniform(elastic, space, timed), seeds_of(run, elastic, space)
     found: dict[str, Score] = {}
     written = time.monotonic()
     for subnet, one in explore(space, score, uniform=uniform, seeds=seeds, pace=pace):
@@ -98,14 +109,33 @@ def search_run(
             written = time.monotonic()
     chosen = _chosen(found, [subnet.name for subnet in uniform])
     result = _measured(elastic, prepared, chosen, found, budget=budget, space=space, seconds=pace.seconds)
+    if timed is not None:
+        store.save(found, n=pace.n, seconds=pace.seconds)  # the engine may fail
+        result = replace(result, latency=_checked(run, timed, result, progress=progress, device=device))
     store.save(found, n=pace.n, seconds=pace.seconds, result=result.to_dict())
     return result
 
 
-def space_of(elastic: ElasticModel, budget: CostLimit) -> Space:
+def _timed(budget: CostLimit, sweep: Sweep | None, elastic: ElasticModel) -> Timed | None:
+    """What is known of latency, where it is the budget."""
+    if budget.cost != "latency_ms":
+        return None
+    if sweep is None:
+        raise SettingError("a budget of latency needs measured sizes; give sweep=load_sweep(run, engine=…, dtype=…)")
+    return Timed.of(sweep, elastic)
+
+
+def _checked(run: Path, timed: Timed, result: SearchResult, *, progress: Progress | None, device: str) -> LatencyCheck:
+    """The grid's best and what was found, measured as they are deployed."""
+    chosen = {row.how: (row.subnet, row.cost) for row in result.standings if row.how == UNIFORM or row == result.found}
+    return check_latency(run, timed, chosen, limit=result.limit, progress=progress, device=device)
+
+
+def space_of(elastic: ElasticModel, budget: CostLimit, timed: Timed | None = None) -> Space:
     """What a search may try: the layers of the trained depths, any heads and neurons, within a budget.
 
-    :raises SettingError: a budget that nothing fits.
+    :param timed: what is known of latency, where it is the budget.
+    :raises SettingError: a budget that nothing fits, or latency that does not depend on the size.
     """
 
     def cost(slices: Slices) -> float:
@@ -113,13 +143,15 @@ def space_of(elastic: ElasticModel, budget: CostLimit) -> Space:
             return encoder_flops(elastic.shape, slices)
         return count_params(elastic.make_view(slices))
 
-    price = Price.of(cost, elastic.shape)
+    price = Price.of(cost, elastic.shape) if timed is None else timed.price(elastic.shape)
     patterns = dict.fromkeys(tuple(part.layer for part in elastic.slices(subnet)) for subnet in elastic.grid)
     return Space(elastic.shape, tuple(patterns), price, budget.resolved(price(elastic.slices(Subnet()))))
 
 
-def _uniform(elastic: ElasticModel, space: Space) -> list[Subnet]:
-    """The rows of the grid within the budget."""
+def _uniform(elastic: ElasticModel, space: Space, timed: Timed | None = None) -> list[Subnet]:
+    """The rows of the grid within the budget, by their measured latency where that is known."""
+    if timed is not None:
+        return [subnet for subnet in elastic.grid if timed.within(subnet, space.budget)]
     return [subnet for subnet in elastic.grid if space.price(elastic.slices(subnet)) <= space.budget]
 
 

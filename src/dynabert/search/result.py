@@ -6,17 +6,18 @@ from typing import Any, Literal
 import numpy as np
 
 from dynabert.errors import SettingError
+from dynabert.search.latency import LatencyCheck
 from dynabert.statistics import Difference
 from dynabert.sweep import plain_text
 
-CostName = Literal["flops", "n_params"]
+CostName = Literal["flops", "n_params", "latency_ms"]
 
 
 @dataclass(frozen=True)
 class CostLimit:
     """What a Subnet may cost: a limit, or a share of what the full network costs.
 
-    :param cost: FLOPs of the encoder for one sequence of 128 tokens, or all parameters.
+    :param cost: FLOPs of the encoder for one sequence of 128 tokens, all parameters, or milliseconds of one call.
     :param limit: at most.
     :param share: of the full network, in (0, 1], instead.
     :raises SettingError: neither or both of the two, or one out of range.
@@ -37,7 +38,7 @@ class CostLimit:
     @property
     def name(self) -> str:
         """Used as the name of a file."""
-        kind = self.cost.removeprefix("n_")
+        kind = self.cost.removeprefix("n_").replace("_", "-")
         return f"{kind}-share-{self.share:g}" if self.limit is None else f"{kind}-{self.limit:.15g}"
 
     def resolved(self, full: float) -> float:
@@ -46,14 +47,22 @@ class CostLimit:
 
 
 def budget_of(
-    *, max_flops_share: float | None = None, max_flops: float | None = None, max_params: float | None = None
+    *,
+    max_flops_share: float | None = None,
+    max_flops: float | None = None,
+    max_params: float | None = None,
+    max_latency_ms: float | None = None,
 ) -> CostLimit:
-    """The budget of three options, of which one is given.
+    """The budget of four options, of which one is given.
 
     :raises SettingError: none or several of them.
     """
-    if sum(given is not None for given in (max_flops_share, max_flops, max_params)) != 1:
-        raise SettingError("give one budget: --max-flops-share 0.5, --max-flops 1.1e9 or --max-params 12e6")
+    if sum(given is not None for given in (max_flops_share, max_flops, max_params, max_latency_ms)) != 1:
+        raise SettingError(
+            "give one budget: --max-flops-share 0.5, --max-flops 1.1e9, --max-params 12e6 or --max-latency-ms 4"
+        )
+    if max_latency_ms is not None:
+        return CostLimit("latency_ms", limit=max_latency_ms)
     if max_params is not None:
         return CostLimit("n_params", limit=max_params)
     return CostLimit("flops", limit=max_flops, share=max_flops_share)
@@ -91,6 +100,7 @@ class SearchResult:
     :param n_tried: Subnets that were scored within the budget.
     :param seconds: spent on it.
     :param logits: on the validation rows, by `Standing.how`; not saved.
+    :param latency: of a budget of latency: what was predicted, and what was then measured.
     """
 
     task: str
@@ -101,6 +111,7 @@ class SearchResult:
     n_tried: int
     seconds: float
     logits: dict[str, np.ndarray] = field(repr=False, compare=False)
+    latency: LatencyCheck | None = None
 
     @property
     def found(self) -> Standing:
@@ -121,10 +132,11 @@ class SearchResult:
             ],
             "n_tried": self.n_tried,
             "seconds": round(self.seconds, 1),
+            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
     def table(self) -> str:
-        """The three as lines of plain text."""
+        """The three as lines of plain text, and latency where that was the budget."""
         from rich import box
         from rich.table import Table
 
@@ -141,4 +153,4 @@ class SearchResult:
             gain = "" if row.gain is None else f"{row.gain.mean:+.2f} [{row.gain.low:+.2f}, {row.gain.high:+.2f}]"
             table.add_row(row.how, f"{row.share:.1%}", f"{row.select:.2f}", f"{row.validation:.2f}", gain)
         names = "".join(f"{row.how}: {row.subnet}\n" for row in self.standings)
-        return plain_text(table) + names
+        return plain_text(table) + names + ("" if self.latency is None else self.latency.table())

@@ -4,13 +4,14 @@ What a file knows counts only for the network and the rows that it was made with
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dynabert.errors import DynabertError
 from dynabert.files import read_json, storage_errors, write_json
 from dynabert.search.scoring import Score
+from dynabert.search.space import Price
 
 FORMAT_VERSION = 1
 FOLDER = "search"
@@ -37,12 +38,13 @@ class Store:
     :param name: of the budget.
     :param fingerprint: of the network, the rows and how they are predicted.
     :param seed: of the search: with another one it begins anew, with the scores that are known.
+    :param price: of Subnets: likewise, for latency that is measured again gives others.
     """
 
-    def __init__(self, run: Path, name: str, *, fingerprint: str, seed: int) -> None:
+    def __init__(self, run: Path, name: str, *, fingerprint: str, seed: int, price: Price) -> None:
         self.path = run / FOLDER / f"{name}.json"
         self._same = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint}
-        self._seed = seed
+        self._search = {"seed": seed, "price": asdict(price)}
 
     def load(self) -> Earlier:
         """What is known. A file that is damaged, or of another network, is as if it were not there."""
@@ -54,7 +56,7 @@ class Store:
                 if any(saved[name] != value for name, value in self._same.items()):
                     continue
                 scores |= {name: Score.from_dict(score) for name, score in saved["scores"].items()}
-                if path == self.path and saved["seed"] == self._seed:
+                if path == self.path and all(saved[name] == value for name, value in self._search.items()):
                     n, seconds = int(saved["n"]), float(saved["seconds"])
             except (DynabertError, KeyError, TypeError, ValueError, AttributeError):
                 continue
@@ -72,6 +74,6 @@ class Store:
         """
         with storage_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)
-        progress = {"seed": self._seed, "n": n, "seconds": seconds}
+        progress = {**self._search, "n": n, "seconds": seconds}
         plain = {name: score.to_dict() for name, score in scores.items()}
         write_json(self.path, {**self._same, **progress, "result": result, "scores": plain})
