@@ -1,5 +1,6 @@
 """PyTorch, eager or compiled: a Hugging Face folder."""
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,12 @@ from dynabert.loading import load, save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# All models of a process share eight compiled forms, and what comes after those runs eagerly, unless each has its own.
+# Older releases of PyTorch cannot do that.
+_ALONE: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+)
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -69,4 +76,4 @@ class CompiledTorchEngine(TorchEngine):
 
     def _ready(self, model: "PreTrainedModel") -> Callable[..., Any]:
         logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-        return torch.compile(model, dynamic=True)
+        return torch.compile(model, dynamic=True, **_ALONE)
