@@ -1,6 +1,7 @@
 """Every engine writes and runs a small model; attention is fused; int8 stays near; missing things are named."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,23 @@ def test_eager_attention_is_seen_not_to_be_fused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_torch_agrees(small: PreTrainedModel, expected: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(run("torch-compile", "fp32", small, tmp_path), expected, atol=1e-4)
+
+
+def test_compiled_models_do_not_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        nonlocal n_compiled
+        n_compiled += 1
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    # more than the eight that one function of PyTorch may be compiled to
+    engine, n = engine_of("torch-compile", "fp32"), 9
+    engine.write(tiny_model("bert", n_layers=1), tmp_path, dtype="fp32")
+    for _ in range(n):
+        engine.open(tmp_path, dtype="fp32", n_threads=1)(INPUTS)
+    assert n_compiled == n
 
 
 def test_memory_of_a_process_that_runs_a_file(small: PreTrainedModel, tmp_path: Path) -> None:
