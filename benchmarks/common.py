@@ -126,6 +126,8 @@ def table(rows: list[Mapping[str, Any]]) -> None:
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

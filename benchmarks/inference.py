@@ -1,15 +1,18 @@
 """How fast every size is in every engine and type, beside the full size and beside stock transformers.
 
-    python benchmarks/inference.py --quick                              one shape, four sizes, few repeats
+    python benchmarks/inference.py --quick                              one shape, few sizes, few repeats
     python benchmarks/inference.py --json docs/results/inference.json   bert-base and MiniLM shapes, random weights
 
-All sizes of an engine and the stock model (transformers as it stands, fp32, full size, in every round) take turns.
-`speedup` is over the full size of the same engine, `of_flops` that speed-up as a share of the ratio of FLOPs,
-`vs_stock` over the stock model. One thread by default.
+All sizes of an engine and type take turns, at batch 1 with the stock model (transformers as it stands, fp32, full
+size) in every round, in PyTorch in fp32 with the views of the corners of the grid. `speedup` is over the full size of
+the same engine and type, `of_flops` that speed-up as a share of the ratio of FLOPs, `vs_stock` over the stock model.
+All twelve sizes run at batch 1; at batch 16, and compiled by PyTorch, the corners. The result is written after every
+engine and type. One thread by default.
 """
 
 import argparse
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,16 +22,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import bert_base, finish, machine, median, minilm, options, side_by_side, table
+from common import bert_base, finish, machine, median, minilm, options, table
 
 from dynabert.elastic import ElasticModel
 from dynabert.engines import Inputs, Session, engine_of
+from dynabert.engines.torch_engine import TorchSession
 from dynabert.measurement import ENGINE_DTYPES
 from dynabert.subnet import Subnet, encoder_flops
+from dynabert.timing import interleaved, timing_of
 
 SMALL = Subnet(0.25, 0.5)
 CORNERS = (Subnet(), Subnet(0.25), Subnet(1, 0.5), SMALL)
 STOCK = "stock"
+VIEW = "view of "
+SIZES = ((1, 32), (1, 128), (16, 32), (16, 128))
+QUICK_SIZES = SIZES[:3]
+REPEATS_OF_MANY = 5
+"""At a batch above 1, where a call of the full size takes seconds; at most as many as at batch 1."""
+FROM_TOKENS = 512
+"""In one call: from here on the share of the ratio of FLOPs is summed up."""
 
 
 def inputs_of(batch: int, seq: int) -> dict[str, np.ndarray]:
@@ -39,7 +51,7 @@ def inputs_of(batch: int, seq: int) -> dict[str, np.ndarray]:
 
 def calibration() -> list[dict[str, np.ndarray]]:
     """Rows for the ranges of int8: with random weights any will do."""
-    return [inputs_of(1, seq) for seq in (16, 32, 64, 128) for _ in range(8)]
+    return [inputs_of(1, seq) for seq in (16, 32, 64, 128) for _ in range(2)]
 
 
 @contextmanager
@@ -70,124 +82,143 @@ def stock_call(elastic: ElasticModel, inputs: Inputs) -> Callable[[], object]:
     return call
 
 
-def engine_rows(
-    shape: str,
+def timed(
     elastic: ElasticModel,
-    name: str,
-    dtype: str,
-    subnets: tuple[Subnet, ...],
-    sizes: list[tuple[int, int]],
-    chosen: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """One engine and type: a row for each size at each batch and length."""
-    rows = []
+    opened: dict[Subnet, Session],
+    views: dict[str, Session],
+    shape: tuple[int, int],
+    repeats: int,
+) -> dict[str, np.ndarray]:
+    """Seconds of each call at one batch and length, all taking turns: sizes by name, views, and the stock model."""
+    given, many = inputs_of(*shape), shape[0] > 1
+    runs: dict[str, Session] = {s.name: run for s, run in opened.items() if s in CORNERS or not many} | views
+    calls: dict[str, Callable[[], object]] = {name: partial(run, given) for name, run in runs.items()}
+    if not many:
+        calls = {STOCK: stock_call(elastic, given), **calls}
+    return interleaved(calls, min(repeats, REPEATS_OF_MANY) if many else repeats)
+
+
+def row_of(
+    elastic: ElasticModel, subnet: Subnet, taken: dict[str, np.ndarray], shape: tuple[int, int]
+) -> dict[str, Any]:
+    """One size at one batch and length, beside the full size and the stock model of the same rounds."""
+    seconds, full = taken[subnet.name], taken[Subnet().name]
+    timing, stock = timing_of(seconds, shape=shape), taken.get(STOCK)
+    costs = (encoder_flops(elastic.shape, elastic.slices(size), shape[1]) for size in (Subnet(), subnet))
+    ratio, speedup = next(costs) / next(costs), float(np.median(full) / np.median(seconds))
+    stock_ms = None if stock is None else timing_of(stock, shape=shape).median_ms
+    return {
+        "batch": shape[0],
+        "seq": shape[1],
+        "subnet": subnet.name,
+        "ms": timing.median_ms,
+        "p95_ms": timing.p95_ms,
+        "spread": timing.spread,
+        "repeats": len(seconds),
+        "speedup": speedup,
+        "flops_ratio": ratio,
+        "of_flops": speedup / ratio,
+        "stock_ms": stock_ms,
+        "vs_stock": None if stock_ms is None else stock_ms / timing.median_ms,
+    }
+
+
+def view_row(subnet: Subnet, taken: dict[str, np.ndarray], shape: tuple[int, int]) -> dict[str, Any]:
+    """A view beside its extracted form."""
+    view, extracted = taken[VIEW + subnet.name], taken[subnet.name]
+    return {
+        "batch": shape[0],
+        "seq": shape[1],
+        "subnet": subnet.name,
+        "extracted_ms": 1e3 * median(extracted),
+        "view_ms": 1e3 * median(view),
+        "view_over_extracted": median(view / extracted),
+    }
+
+
+def measured(
+    elastic: ElasticModel, name: str, dtype: str, chosen: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One engine and type: a row for each size at each batch and length; and, in PyTorch in fp32, for each view."""
+    corners = chosen.quick or chosen.corners or name == "torch-compile"
+    subnets = CORNERS if corners else tuple(elastic.grid)
+    if chosen.quick:
+        subnets = (Subnet(), SMALL)
+    views: dict[str, Session] = {}
+    if (name, dtype) == ("torch", "fp32"):
+        views = {VIEW + s.name: TorchSession(elastic.at(s).eval(), n_threads=chosen.threads) for s in CORNERS}
+        views = {key: view for key, view in views.items() if key.removeprefix(VIEW) in {s.name for s in subnets}}
+    rows, view_rows = [], []
     with sessions(elastic, name, dtype, subnets, chosen.threads) as opened:
-        for batch, seq in sizes:
-            given = inputs_of(batch, seq)
-            calls: dict[Any, Callable[[], object]] = {subnet: partial(run, given) for subnet, run in opened.items()}
-            taken = side_by_side({STOCK: stock_call(elastic, given), **calls}, chosen.repeats, warm_up=2)
-            medians = {key: 1e3 * median(times) for key, times in taken.items()}
-            flops = {s: encoder_flops(elastic.shape, elastic.slices(s), seq) for s in subnets}
-            for subnet in subnets:
-                ratio, speedup = flops[Subnet()] / flops[subnet], medians[Subnet()] / medians[subnet]
-                rows.append(
-                    {
-                        "shape": shape,
-                        "engine": name,
-                        "dtype": dtype,
-                        "batch": batch,
-                        "seq": seq,
-                        "subnet": subnet.name,
-                        "ms": medians[subnet],
-                        "speedup": speedup,
-                        "flops_ratio": ratio,
-                        "of_flops": speedup / ratio,
-                        "stock_ms": medians[STOCK],
-                        "vs_stock": medians[STOCK] / medians[subnet],
-                    }
-                )
-    return rows
+        for shape in QUICK_SIZES if chosen.quick else SIZES:
+            taken = timed(elastic, opened, views, shape, chosen.repeats)
+            rows += [row_of(elastic, s, taken, shape) for s in subnets if s.name in taken]
+            view_rows += [view_row(s, taken, shape) for s in subnets if VIEW + s.name in taken]
+    return rows, view_rows
 
 
-def view_rows(
-    shape: str,
-    elastic: ElasticModel,
-    subnets: tuple[Subnet, ...],
-    sizes: list[tuple[int, int]],
-    chosen: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """A view beside its extracted form, PyTorch in fp32."""
-    rows = []
-    for subnet in subnets:
-        pair = {"view": elastic.at(subnet).eval(), "extracted": elastic.extract(subnet).eval()}
-        for batch, seq in sizes:
-            tensors = {name: torch.from_numpy(rows_) for name, rows_ in inputs_of(batch, seq).items()}
-            with torch.inference_mode():
-                taken = side_by_side({name: partial(m, **tensors) for name, m in pair.items()}, 2 * chosen.repeats)
-            ratios = np.array(taken["view"]) / np.array(taken["extracted"])
-            rows.append(
-                {
-                    "shape": shape,
-                    "subnet": subnet.name,
-                    "batch": batch,
-                    "seq": seq,
-                    "extracted_ms": 1e3 * median(taken["extracted"]),
-                    "view_over_extracted": float(np.median(ratios)),
-                }
-            )
-    return rows
+def best(rows: list[dict[str, Any]], subnet: Subnet) -> dict[str, Any]:
+    """The fastest form of a size, each against the stock model of its own rounds."""
+    row = max((row for row in rows if row["subnet"] == subnet.name), key=lambda row: row["vs_stock"])
+    return {
+        "engine": row["engine"],
+        "dtype": row["dtype"],
+        "ms": row["ms"],
+        "p95_ms": row["p95_ms"],
+        "speedup": row["vs_stock"],
+    }
 
 
-def headlines(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The share of the ratio of FLOPs at (0.25, 0.5), one row for each engine, type and shape."""
+    found = []
+    for row in rows:
+        if row["subnet"] == SMALL.name and row["batch"] * row["seq"] >= FROM_TOKENS:
+            found.append({key: row[key] for key in ("shape", "engine", "dtype", "batch", "seq", "speedup", "of_flops")})
+    return found
+
+
+def headlines(rows: list[dict[str, Any]], views: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures that the goals name, of the shape of bert-base where it was measured."""
     shape = "bert-base" if any(row["shape"] == "bert-base" for row in rows) else rows[0]["shape"]
     at = [row for row in rows if (row["shape"], row["batch"], row["seq"]) == (shape, 1, 128)]
-    small = max((row for row in at if row["subnet"] == SMALL.name), key=lambda row: row["vs_stock"])
-    full = max((row for row in at if row["subnet"] == Subnet().name), key=lambda row: row["vs_stock"])
-
-    def said(row: dict[str, Any]) -> dict[str, Any]:
-        return {"engine": row["engine"], "dtype": row["dtype"], "ms": row["ms"], "speedup": row["vs_stock"]}
-
-    shares: dict[str, list[float]] = {"fp32": [], "int8": []}
-    for row in rows:
-        if row["subnet"] == SMALL.name and row["batch"] * row["seq"] >= 512:
-            shares.setdefault(row["dtype"].removesuffix("-static"), []).append(row["of_flops"])
+    small, full = best(at, SMALL), best(at, Subnet())
+    off = max((row["view_over_extracted"] for row in views), default=None)
     return {
         "shape": shape,
-        "best_small_vs_stock_fp32": said(small),
-        "best_full_vs_stock_fp32": said(full),
+        "best_small_vs_stock_fp32": small,
+        "best_full_vs_stock_fp32": full,
         # Both against the stock model of their own rounds, so that a busy minute does not count for one of them alone.
-        "best_small_vs_best_full": {"speedup": small["vs_stock"] / full["vs_stock"]},
-        "share_of_flops_ratio_from_512_tokens": {
-            dtype: {"median": median(found), "worst": min(found), "best": max(found)}
-            for dtype, found in shares.items()
-            if found
-        },
+        "best_small_vs_best_full": {"speedup": small["speedup"] / full["speedup"]},
+        "slowest_view_over_extracted": off,
+        f"share_of_flops_ratio_from_{FROM_TOKENS}_tokens": shares(rows),
     }
 
 
 def engines_part(chosen: argparse.Namespace) -> dict[str, Any]:
     """Every engine, type, size and shape."""
-    sizes = [(1, 32), (1, 128)] if chosen.quick else [(1, 32), (1, 128), (16, 32), (16, 128)]
-    shapes = {"minilm": minilm} if chosen.quick else {"bert-base": bert_base, "minilm": minilm}
-    rows, views = [], []
-    for shape, make in shapes.items():
-        elastic = make("cpu")
+    shapes = {"bert-base": bert_base, "minilm": minilm}
+    wanted = (chosen.shapes or ("minilm" if chosen.quick else ",".join(shapes))).split(",")
+    forms = [(name, dtype) for name, dtypes in ENGINE_DTYPES.items() for dtype in dtypes]
+    if chosen.engines:
+        forms = [form for form in forms if form[0] in chosen.engines.split(",")]
+    about, started = machine("cpu"), time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for shape in wanted:
+        elastic = shapes[shape]("cpu")
         elastic.model.eval()
-        subnets = CORNERS if chosen.quick or chosen.corners else tuple(elastic.grid)
-        for name, dtypes in ENGINE_DTYPES.items():
-            if chosen.engines and name not in chosen.engines.split(","):
-                continue
-            for dtype in dtypes:
-                found = engine_rows(shape, elastic, name, dtype, subnets, sizes, chosen)
-                table([{key: row[key] for key in row if key not in ("shape", "stock_ms")} for row in found])
-                rows += found
-        views += view_rows(shape, elastic, CORNERS, sizes, chosen)
-        table(views)
-    result = {"machine": machine("cpu"), **headlines(rows), "rows": rows, "views": views}
-    for name in ("best_small_vs_stock_fp32", "best_full_vs_stock_fp32", "best_small_vs_best_full"):
-        print(name, result[name])
-    print("share of the FLOPs ratio, from 512 tokens on:", result["share_of_flops_ratio_from_512_tokens"])
+        for name, dtype in forms:
+            found, seen = measured(elastic, name, dtype, chosen)
+            rows += [{"shape": shape, "engine": name, "dtype": dtype, **row} for row in found]
+            views += [{"shape": shape, **row} for row in seen]
+            seconds = time.perf_counter() - started
+            print(f"{shape}, {name} {dtype}, after {seconds / 60:.1f} minutes")
+            table([{key: value for key, value in row.items() if key != "stock_ms"} for row in found])
+            table(seen)
+            result = {"machine": about, "seconds": seconds, **headlines(rows, views), "rows": rows, "views": views}
+            finish(result, chosen.json)  # what is there is kept if the next one fails
     return result
 
 
@@ -195,13 +226,18 @@ def main() -> None:
     """Print the tables, write JSON."""
     chosen = options(
         __doc__,
-        repeats={"type": int, "default": 9, "help": "timed calls of each"},
+        repeats={"type": int, "default": 9, "help": f"timed calls of each; at a batch above 1 {REPEATS_OF_MANY}"},
         engines={"default": "", "help": "comma-separated; all by default"},
+        shapes={"default": "", "help": "bert-base, minilm or both; both by default, with --quick minilm"},
         corners={"action": "store_true", "help": "four sizes instead of twelve"},
     )
     if chosen.quick:
         chosen.repeats = 3
-    finish(engines_part(chosen), chosen.json)
+    result = engines_part(chosen)
+    table(result[f"share_of_flops_ratio_from_{FROM_TOKENS}_tokens"])
+    for name in ("best_small_vs_stock_fp32", "best_full_vs_stock_fp32", "best_small_vs_best_full"):
+        print(name, result[name])
+    print("slowest view over its extracted form:", result["slowest_view_over_extracted"])
 
 
 if __name__ == "__main__":

@@ -1,125 +1,258 @@
 """Our sizes beside what a user would take instead: metric against latency, all in one run on one machine.
 
-    python benchmarks/peers.py --run runs/four/trec --json docs/results/peers-trec.json
+    python benchmarks/peers.py --run runs/four/trec --json FILE --plot FILE.svg
 
 Peers: the fine-tuned network as it is, in every engine and type; its first layers, fine-tuned on the labels; and
-physically narrower encoders (the leading heads and neurons as they came), fine-tuned likewise. Every peer is trained by
-`--share` of the FLOPs of the run's recipe, and all are run by the same engines and types as ours. `above` says that
-no size of ours is both as good and as fast; `by` how much less our best at that latency has, in points.
+physically narrower encoders (the leading heads and neurons as they came), fine-tuned likewise. Each of these is trained
+at the learning rate of our teacher and at twice that, each time by `--share` of the FLOPs of the run's recipe, and the
+better one on the `select` rows counts. All networks run in the same engines and types, and all of them take turns.
+
+For each peer, ours is the size and form that is best on the `select` rows among those no slower. `by` is how much
+better the peer is on the validation rows, in points, with the interval over rows; `above` says that it is better at
+all. Where nothing of ours is as fast, `above` is true and `by` is empty.
 """
 
 import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from common import finish, machine, median, options, side_by_side, table
+from common import finish, machine, options, table
 
 from dynabert.baselines.layerdrop import whole_layers
 from dynabert.baselines.plain import Rows, fine_tuned
 from dynabert.deployed import answers, calibration_of
-from dynabert.engines import Session, engine_of
-from dynabert.measure import labels_of
+from dynabert.engines import Inputs, Session, engine_of
+from dynabert.files import atomic_write_bytes
+from dynabert.job import Prepared
+from dynabert.measure import labels_of, predict
+from dynabert.recipes import TEACHER
 from dynabert.results import load_result
-from dynabert.statistics import ROW_METRICS, paired_difference
+from dynabert.statistics import ROW_METRICS, RowMetric, paired_difference
 from dynabert.studies.trials import Study
 from dynabert.subnet import Subnet
+from dynabert.timing import interleaved, timing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FORMS = (("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "int8"))
+RATES = (TEACHER.lr, 2 * TEACHER.lr)
+OURS = "ours "
 
 
-def peers_of(study: Study, seed: int, share: float) -> "dict[str, PreTrainedModel]":
-    """Each peer as a model of its own, by name."""
-    rows, start = study.rows(seed), study.start(seed)
+@dataclass(frozen=True, order=True)
+class Form:
+    """A network in one engine and type."""
+
+    network: str
+    engine: str
+    dtype: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of our sizes."""
+        return self.network.startswith(OURS)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rows of a study and how answers to them are judged."""
+
+    rows: Prepared
+
+    @property
+    def metric(self) -> RowMetric:
+        """The main one of the task."""
+        return ROW_METRICS[self.rows.task.primary_metric]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the validation rows."""
+        return labels_of(self.rows.validation)
+
+    def on_select(self, logits: np.ndarray) -> float:
+        """The metric on the `select` rows."""
+        return self.metric(labels_of(self.rows.select), logits)
+
+
+def peers_of(study: Study, judge: Judge, share: float) -> "dict[str, tuple[PreTrainedModel, float | None]]":
+    """Each peer as a model of its own with the learning rate that was chosen for it, by name."""
+    seed, rows = study.plan.training.seed, judge.rows
+    start = study.start(seed)
     shape, half = start.shape, start.shape.n_layers // 2
     wanted = {f"first {half} layers": whole_layers(shape, range(half)), "first 2 layers": whole_layers(shape, range(2))}
     wanted |= {"narrower, half": Subnet(0.5), "narrower, quarter": Subnet(0.25)}
-    trained = fine_tuned(
-        start,
-        Rows(rows.train, rows.select, rows.task),
-        subnets=tuple(wanted.values()),
-        training=study.plan.training,
-        lr=study.plan.recipe.stages[-1].lr,
-        budget_flops=share * len(wanted) * study.cost(study.plan.recipe),
-    )
-    found = {name: trained.members[subnet.name].model for name, subnet in wanted.items()}
-    return {"fine-tuned, full size": study.network(seed).extract(Subnet()), **found}
+    found: dict[str, tuple[PreTrainedModel, float | None]] = {
+        "fine-tuned, full size": (study.network(seed).extract(Subnet()), None)
+    }
+    best: dict[str, float] = {}
+    for lr in RATES:
+        trained = fine_tuned(
+            start,
+            Rows(rows.train, rows.select, rows.task),
+            subnets=tuple(wanted.values()),
+            training=study.plan.training,
+            lr=lr,
+            budget_flops=share * len(wanted) * study.cost(study.plan.recipe),
+        )
+        for name, subnet in wanted.items():
+            model = trained.members[subnet.name].model.eval()
+            score = judge.on_select(predict(model, rows.select))
+            print(f"{name} at learning rate {lr:g}: {score:.4f} on the select rows", flush=True)
+            if score > best.get(name, -np.inf):
+                best[name], found[name] = score, (model, lr)
+    return found
+
+
+@contextmanager
+def sessions(
+    models: "Mapping[str, PreTrainedModel]",
+    forms: tuple[tuple[str, str], ...],
+    ranges: list[Inputs],
+    n_threads: int,
+) -> Iterator[dict[Form, Session]]:
+    """Every network in every engine and type, written and opened."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dynabert-")))
+        found = {}
+        for engine, dtype in forms:
+            for network, model in models.items():
+                folder = scratch / str(len(found))
+                folder.mkdir()
+                runner = engine_of(engine, dtype)
+                runner.write(model.eval(), folder, dtype=dtype, calibration=ranges)
+                found[Form(network, engine, dtype)] = runner.open(folder, dtype=dtype, n_threads=n_threads)
+        yield found
 
 
 def measured(chosen: argparse.Namespace) -> dict[str, Any]:
     """All networks in all forms: a row for each."""
-    study = Study(chosen.run)
-    seed, ours = study.plan.training.seed, load_result(chosen.run)
-    rows = study.rows(seed)
-    models = {f"ours {subnet.name}": ours.extract(subnet) for subnet in ours.grid}
-    models |= peers_of(study, seed, 0.02 if chosen.quick else chosen.share)
-    metric, labels = ROW_METRICS[rows.task.primary_metric], labels_of(rows.validation)
-    ranges = calibration_of(rows.select)
+    study, ours = Study(chosen.run), load_result(chosen.run)
+    judge = Judge(study.rows(study.plan.training.seed))
+    peers = peers_of(study, judge, 0.02 if chosen.quick else chosen.share)
+    models = {OURS + subnet.name: ours.extract(subnet) for subnet in ours.grid}
+    models |= {name: model for name, (model, _) in peers.items()}
     ids = np.random.default_rng(0).integers(1000, 20000, (1, chosen.seq))
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    found: list[dict[str, Any]] = []
-    logits: list[np.ndarray] = []
-    for name, dtype in FORMS[2:3] if chosen.quick else FORMS:
-        engine = engine_of(name, dtype)
-        with TemporaryDirectory(prefix="dynabert-") as scratch:
-            sessions: dict[str, Session] = {}
-            for place, (who, model) in enumerate(models.items()):
-                folder = Path(scratch) / str(place)
-                folder.mkdir()
-                engine.write(model.eval(), folder, dtype=dtype, calibration=ranges)
-                sessions[who] = engine.open(folder, dtype=dtype, n_threads=chosen.threads)
-            calls = {who: (lambda run=run: run(given)) for who, run in sessions.items()}
-            taken = side_by_side(calls, chosen.repeats, warm_up=2)
-            for who, run in sessions.items():
-                logits.append(answers(run, rows.validation))
-                ms, value = 1e3 * median(taken[who]), 100 * metric(labels, logits[-1])
-                found.append({"network": who, "engine": name, "dtype": dtype, "metric": value, "ms": ms})
-    for place, row in enumerate(found):
-        compare_with_front(row, place, found, logits, labels, metric)
-    return {"task": rows.task.name, "seq": chosen.seq, "rows": found}
+    forms = FORMS[2:3] if chosen.quick else FORMS
+    rows: dict[Form, dict[str, Any]] = {}
+    logits: dict[Form, np.ndarray] = {}
+    with sessions(models, forms, calibration_of(judge.rows.select), chosen.threads) as opened:
+        calls: dict[Form, Callable[[], object]] = {form: partial(run, given) for form, run in opened.items()}
+        taken = interleaved(calls, chosen.repeats)
+        for form, run in opened.items():
+            timing = timing_of(taken[form], shape=(1, chosen.seq))
+            logits[form] = answers(run, judge.rows.validation)
+            rows[form] = {
+                "network": form.network,
+                "engine": form.engine,
+                "dtype": form.dtype,
+                "metric": 100 * judge.metric(judge.labels, logits[form]),
+                "select": 100 * judge.on_select(answers(run, judge.rows.select)),
+                "ms": timing.median_ms,
+                "p95_ms": timing.p95_ms,
+                "spread": timing.spread,
+            }
+    for form, row in rows.items():
+        row |= beside_ours(form, rows, logits, judge)
+    return {
+        "task": judge.rows.task.name,
+        "main_metric": judge.rows.task.primary_metric,
+        "n_rows": len(judge.labels),
+        "seq": chosen.seq,
+        "learning_rates": {name: lr for name, (_, lr) in peers.items() if lr is not None},
+        "peers_above": sum(row["above"] is True for row in rows.values()),
+        "peers_surely_above": sum(row["low"] is not None and row["low"] > 0 for row in rows.values()),
+        "rows": list(rows.values()),
+    }
 
 
-def compare_with_front(
-    row: dict[str, Any],
-    place: int,
-    found: list[dict[str, Any]],
-    logits: list[np.ndarray],
-    labels: np.ndarray,
-    metric: Any,  # noqa: ANN401 (a metric of dynabert.statistics)
-) -> None:
-    """Whether a peer lies above our front, and by how much, with the interval over rows."""
-    row |= {"above": "", "by": "", "low": "", "high": ""}
-    if row["network"].startswith("ours"):
-        return
-    within = [n for n, other in enumerate(found) if other["network"].startswith("ours") and other["ms"] <= row["ms"]]
+def beside_ours(
+    form: Form, rows: dict[Form, dict[str, Any]], logits: dict[Form, np.ndarray], judge: Judge
+) -> dict[str, Any]:
+    """Whether a peer lies above our front, and by how much, with the interval over rows; of ours nothing is said."""
+    nothing = dict.fromkeys(("against", "above", "by", "low", "high"))
+    if form.is_ours:
+        return nothing
+    within = [other for other in rows if other.is_ours and rows[other]["ms"] <= rows[form]["ms"]]
     if not within:
-        row["above"] = True  # nothing of ours is as fast
-        return
-    best = max(within, key=lambda n: found[n]["metric"])
-    gap = paired_difference(metric, labels, logits[place], logits[best])
-    row |= {"above": gap.mean > 0, "by": 100 * gap.mean, "low": 100 * gap.low, "high": 100 * gap.high}
+        return nothing | {"above": True}
+    best = max(within, key=lambda other: (rows[other]["select"], -rows[other]["ms"]))
+    gap = paired_difference(judge.metric, judge.labels, logits[form], logits[best])
+    against = f"{best.network.removeprefix(OURS)} {best.engine} {best.dtype}"
+    by, low, high = (100 * value for value in gap)
+    return {"against": against, "above": by > 0, "by": by, "low": low, "high": high}
+
+
+def plotted(result: dict[str, Any]) -> bytes:
+    """Metric against latency, as SVG: a colour for ours and for each peer, a shape for each engine and type."""
+    import altair as alt
+
+    from dynabert.report.figure import Figure, image, spec_of
+
+    rows = result["rows"]
+    data = {
+        "network": ["ours" if row["network"].startswith(OURS) else row["network"] for row in rows],
+        "form": [f"{row['engine']} {row['dtype']}" for row in rows],
+        "metric": [row["metric"] for row in rows],
+        "ms": [row["ms"] for row in rows],
+    }
+    order = list(dict.fromkeys(data["network"]))
+    points = (
+        alt.Chart(alt.NamedData("points"), height=300)
+        .mark_point(filled=True, size=60, opacity=0.85)
+        .encode(
+            x=alt.X("ms:Q", title=f"ms a call, batch 1, {result['seq']} tokens", scale=alt.Scale(type="log")),
+            y=alt.Y("metric:Q", title=result["main_metric"], scale=alt.Scale(zero=False)),
+            color=alt.Color("network:N", title=None, sort=order, scale=alt.Scale(domain=order)),
+            shape=alt.Shape("form:N", title=None),
+        )
+    )
+    figure = Figure(
+        name="peers",
+        title="Beside peers",
+        caption="",
+        spec=spec_of(points),
+        data={"points": data},
+        controls=(),
+        tables=(),
+        images={"peers": {}},
+    )
+    return image(figure, "peers", "svg")
 
 
 def main() -> None:
-    """Print the table, write JSON."""
+    """Print the table, write JSON and the plot."""
     chosen = options(
         __doc__,
         run={"type": Path, "required": True, "help": "a finished run folder"},
-        share={"type": float, "default": 0.1, "help": "training FLOPs of each peer, as a share of the run's recipe"},
+        share={
+            "type": float,
+            "default": 0.1,
+            "help": "FLOPs of each training of a peer, as a share of the run's recipe",
+        },
         seq={"type": int, "default": 64, "help": "tokens of the timed input, batch 1"},
         repeats={"type": int, "default": 15, "help": "timed calls of each"},
+        plot={"type": Path, "help": "where to write the plot, as SVG"},
     )
     if chosen.quick:
         chosen.repeats = 3
     torch.manual_seed(0)
-    result = measured(chosen)
+    about = machine("cpu")
+    result = {"machine": about, "quick": chosen.quick, **measured(chosen)}
+    finish(result, chosen.json)
     table(sorted(result["rows"], key=lambda row: row["ms"]))
-    finish({"machine": machine("cpu"), "quick": chosen.quick, **result}, chosen.json)
+    for name in ("learning_rates", "peers_above", "peers_surely_above"):
+        print(name, result[name])
+    if chosen.plot is not None:
+        atomic_write_bytes(chosen.plot, plotted(result))
 
 
 if __name__ == "__main__":
