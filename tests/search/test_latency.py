@@ -205,6 +205,8 @@ def test_from_the_command_line_on_an_engine(
     found = json.loads((run / "search" / "latency-ms-4-onnxruntime-fp32-2x16.json").read_text())["result"]
     how = "--engine onnxruntime --dtype fp32 --out deploy/"
     assert shown[-1] == f"write it: dynabert export {run} --subnet {found['found']} {how}"
+    known = f"dynabert measure {run} --subnet {found['found']} --engine onnxruntime --dtype fp32 --batch 2 --seq 16"
+    assert shown[-2] == f"have pick know it: {known}"
     assert "onnxruntime fp32, 2 x 16 tokens, 1 threads" in "\n".join(shown)
     for size, standing in zip(found["latency"]["sizes"], (found["standings"][0], found["standings"][-1]), strict=True):
         assert size["measured_ms"] > 0 and size["metric"] == pytest.approx(standing["validation"])

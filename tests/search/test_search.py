@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,17 @@ from dynabert.errors import SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of, predict
 from dynabert.results import Saved, load_result
-from dynabert.search import CostLimit, Effort, budget_of, search_run, space_of
+from dynabert.search import (
+    ALIKE,
+    NEAREST,
+    PER_LAYER,
+    UNIFORM,
+    CostLimit,
+    Effort,
+    budget_of,
+    search_run,
+    space_of,
+)
 from dynabert.search.explore import Pace, explore
 from dynabert.search.scoring import HOPELESS, Score, Scorer, distances, parts_of
 from dynabert.search.space import Price, Space
@@ -33,20 +44,45 @@ def test_what_is_found_fits_the_budget_and_is_what_its_name_says(run: Path) -> N
     full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
     rows = Saved.of(run).rows(load_tokenizer(run / "elastic"))
     labels = labels_of(rows.validation)
-    assert [standing.how for standing in result.standings] == ["uniform grid", "alike in all layers", "per layer"]
+    assert [standing.how for standing in result.standings] == [UNIFORM, NEAREST, ALIKE, PER_LAYER]
     for standing in result.standings:
         subnet = Subnet.parse(standing.subnet)
         assert encoder_flops(elastic.shape, elastic.slices(subnet)) == standing.cost <= full / 2
         logits = predict(elastic.at(subnet), rows.validation)
         assert standing.validation == pytest.approx(100 * ROW_METRICS["accuracy"](labels, logits))
         np.testing.assert_array_equal(logits, result.logits[standing.how])
-    uniform, alike, found = result.standings
-    assert uniform.gain is None and uniform.subnet in {subnet.name for subnet in elastic.grid}
-    assert found.loss <= alike.loss <= uniform.loss  # each may choose from all that the one before may
+    uniform, nearest, alike, found = result.standings
+    grid = {subnet.name for subnet in elastic.grid}
+    assert uniform.gain is None and {uniform.subnet, nearest.subnet} <= grid
+    assert found.loss <= alike.loss <= nearest.loss  # each may choose from all that the one before may
     assert found.gain is not None
     assert found.gain.mean == pytest.approx(found.validation - uniform.validation)
     assert found.gain.low <= found.gain.mean <= found.gain.high
     assert "per layer" in result.table() and found.subnet in result.table()
+
+
+def test_gains_are_over_the_row_of_the_grid_with_the_best_metric(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elastic = load_result(run)
+    budget = CostLimit(share=0.8)
+    space = space_of(elastic, budget)
+    uniform = [subnet.name for subnet in elastic.grid if space.price(elastic.slices(subnet)) <= space.budget]
+    near, good, equal = uniform[:3]
+    made = {near: Score((0.1,), 0.7, 0.0), good: Score((0.2,), 0.8, 0.0), equal: Score((0.3,), 0.8, 0.0)}
+    monkeypatch.setattr(Scorer, "_scored", lambda _, subnet, best: made.get(subnet.name, Score((0.4,), 0.6, 0.0)))
+    result = search_run(run, budget, effort=Effort(minutes=60, trials=8))
+    at = {standing.how: standing for standing in result.standings}
+    assert (at[UNIFORM].subnet, at[NEAREST].subnet) == (good, near)
+    assert at[UNIFORM].gain is None
+    for how in (NEAREST, ALIKE, PER_LAYER):
+        gain = at[how].gain
+        assert gain is not None and gain.mean == pytest.approx(at[how].validation - at[UNIFORM].validation)
+
+
+def test_without_optuna_nothing_is_scored(run: Path, monkeypatch: pytest.MonkeyPatch, n_predicted: list[str]) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SettingError, match=r"pip install 'dynabert\[search\]'"):
+        search_run(run, HALF, effort=TRIALS)
+    assert not n_predicted and not (run / "search").exists()
 
 
 def test_the_choice_does_not_look_at_the_validation_rows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +119,44 @@ def test_time_that_is_spent_stays_spent(run: Path, n_predicted: list[str]) -> No
     n_predicted.clear()
     again = search_run(run, HALF, effort=Effort(minutes=0.01))
     assert not n_predicted and again.standings == first.standings
+
+
+def test_the_rows_of_the_grid_take_time_too(run: Path) -> None:
+    elastic = load_result(run)
+    result = search_run(run, HALF, effort=Effort(minutes=1e-9))
+    space = space_of(elastic, HALF)
+    assert result.n_tried == sum(space.price(elastic.slices(subnet)) <= space.budget for subnet in elastic.grid)
+    saved = json.loads((run / "search" / "flops-share-0.5.json").read_text())
+    assert saved["seconds"] > sum(score["seconds"] for score in saved["scores"].values()) > 0
+    small = search_run(run, CostLimit(share=0.2), effort=Effort(minutes=1e-9))  # none of the grid is as small
+    assert small.n_tried == 1
+
+
+def test_what_is_known_stays_known(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run / "search" / "flops-share-0.5.json"
+
+    def saved() -> tuple[set[str], int, float]:
+        content = json.loads(path.read_text())
+        return set(content["scores"]), content["n"], content["seconds"]
+
+    search_run(run, HALF, effort=TRIALS)
+    whole = saved()
+    monkeypatch.setattr("dynabert.search.SAVE_EVERY_S", -1)  # after every Subnet
+    told = 0
+
+    def stop(*_: object) -> None:
+        nonlocal told
+        told += 1
+        if told == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_run(run, HALF, effort=TRIALS, progress=stop)  # while it goes through what is known
+    assert saved() == whole
+    search_run(run, HALF, effort=Effort(minutes=60, trials=10))
+    assert saved() == whole
+    search_run(run, HALF, effort=Effort(minutes=60, trials=10, seed=1))
+    assert saved()[0] >= whole[0]
 
 
 def test_budgets_share_scores_and_other_weights_do_not(run: Path, n_predicted: list[str]) -> None:
@@ -167,6 +241,18 @@ def test_pace_counts_earlier_runs_without_the_clock() -> None:
         pace.n += 1
         went += 1
     assert went == 4  # three that are known, and one until 20 s and 30 s become more than a minute
+    assert pace.seconds > 60 and pace.reached == 4
+
+
+def test_pace_counts_from_where_the_search_began() -> None:
+    pace = Pace(Effort(minutes=1), since=10.0, clock=lambda: 50.0)
+    assert pace.goes_on
+    pace.n = 1
+    assert pace.seconds == 40 and pace.goes_on
+    late = Pace(Effort(minutes=1), n_earlier=2, s_earlier=30.0, since=10.0, clock=lambda: 50.0)
+    late.n = 2
+    assert not late.goes_on  # 30 s and 40 s
+    assert late.seconds == 30 and late.reached == 2  # it has tried nothing new
 
 
 def test_budgets_are_named_and_checked() -> None:
@@ -208,10 +294,11 @@ def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:
 def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("search", run, "--max-flops-share", 0.5, "--trials", 20)
     assert call(monkeypatch, *arguments) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    measure, last = capsys.readouterr().out.splitlines()[-2:]
     assert call(monkeypatch, *arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)["found"]
     assert last == f"cut it out: dynabert extract {run} --subnet {found} --out small/"
+    assert measure == f"have pick know it: dynabert measure {run} --subnet {found}"
     assert call(monkeypatch, "extract", run, "--subnet", found, "--out", run.parent / "small") == 0
     assert call(monkeypatch, "search", run) == 2
     assert "--max-flops-share" in capsys.readouterr().err

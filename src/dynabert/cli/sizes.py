@@ -227,7 +227,9 @@ def search(
     any_machine: Annotated[
         bool, typer.Option("--any-machine", help="Go by latency measured elsewhere or by other versions.")
     ] = False,
-    minutes: Annotated[float, typer.Option(help="At most, with those that earlier runs of this search took.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(help="At most, from the start, earlier runs of this search included.")
+    ] = 10.0,
     trials: Annotated[
         int | None, typer.Option(help="Sizes to try at most; by default as many as the time allows.")
     ] = None,
@@ -257,7 +259,18 @@ def search(
         print_json(result.to_dict())
     else:
         typer.echo(result.table(), nl=False)
+        typer.echo(f"have pick know it: {_measure_command(run, result.found.subnet, (engine, dtype), (batch, seq))}")
         typer.echo(_next_step(run, result.found.subnet, engine, dtype))
+
+
+def _measure_command(run: Path, subnet: str, form: tuple[str, str], shape: tuple[int | None, int | None]) -> str:
+    """How to measure a size in a form, at the batch and length that were asked for."""
+    from dynabert.results import PLAIN
+
+    engine, dtype = (None, None) if form == PLAIN else form
+    told = {"engine": engine, "dtype": dtype, "batch": shape[0], "seq": shape[1]}
+    options = "".join(f" --{name} {value}" for name, value in told.items() if value is not None)
+    return f"dynabert measure {run} --subnet {subnet}{options}"
 
 
 def _times(run: Path, engine: str, dtype: str, shape: tuple[int | None, int | None], *, any_machine: bool) -> "Sweep":

@@ -1,7 +1,7 @@
 """Per-layer Subnets under a budget, searched on the trained network without training it.
 
-A Subnet is judged by its answers on the `select` rows alone. The uniform grid is the baseline: its best row within the
-budget is chosen on the same rows, and the difference is measured on the validation rows, once, at the end.
+A Subnet is judged by its answers on the `select` rows alone. The baseline is the row of the uniform grid within the
+budget that has the best metric on the same rows. The difference is measured on the validation rows, once, at the end.
 
     space.py     what may be tried, and how it is made to fit a budget
     scoring.py   how good a Subnet is
@@ -30,6 +30,7 @@ from dynabert.rewire import Importance, reordered
 from dynabert.search.explore import Effort, Pace, explore
 from dynabert.search.latency import LatencyCheck, Timed, check_latency
 from dynabert.search.result import CostLimit, SearchResult, Standing, budget_of
+from dynabert.search.sampling import import_optuna
 from dynabert.search.scoring import Score, Scorer
 from dynabert.search.space import Choice, Price, Slices, Space
 from dynabert.search.store import Store
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALIKE",
+    "NEAREST",
     "N_RESAMPLES",
     "PER_LAYER",
     "UNIFORM",
@@ -57,7 +59,8 @@ __all__ = [
 
 N_RESAMPLES = 2000
 SAVE_EVERY_S = 20.0
-UNIFORM, ALIKE, PER_LAYER = "uniform grid", "alike in all layers", "per layer"
+UNIFORM, NEAREST = "uniform grid", "uniform grid, nearest"
+ALIKE, PER_LAYER = "alike in all layers", "per layer"
 
 
 def search_run(
@@ -83,6 +86,8 @@ def search_run(
         optuna is not installed.
     :raises DataError: the rows are not those of the run any more.
     """
+    began = time.monotonic()
+    import_optuna()  # where it is missing, that is said before anything is scored
     run, device = Path(run), pick_device(device)
     elastic, saved = load_result(run), Saved.of(run)
     timed = _timed(budget, sweep, elastic)
@@ -96,7 +101,7 @@ def search_run(
     earlier = store.load()
     views = TrainingViews(elastic, precision=precision)  # which keep the last ones; `at` would keep all of them
     score = Scorer(views.at, rows, task=prepared.task, known=earlier.scores)
-    pace = Pace(effort, n_earlier=earlier.n, s_earlier=earlier.seconds)
+    pace = Pace(effort, n_earlier=earlier.n, s_earlier=earlier.seconds, since=began)
     uniform, seeds = _uniform(elastic, space, timed), seeds_of(run, elastic, space)
     found: dict[str, Score] = {}
     written = time.monotonic()
@@ -105,14 +110,15 @@ def search_run(
         if progress is not None:
             progress("search", int(100 * pace.share), 100)
         if time.monotonic() - written > SAVE_EVERY_S:
-            store.save(found, n=pace.n, seconds=pace.seconds)
+            store.save(found, n=pace.reached, seconds=pace.seconds)
             written = time.monotonic()
+    n, seconds = pace.reached, pace.seconds
     chosen = _chosen(found, [subnet.name for subnet in uniform])
-    result = _measured(elastic, prepared, chosen, found, budget=budget, space=space, seconds=pace.seconds)
+    result = _measured(elastic, prepared, chosen, found, budget=budget, space=space, seconds=seconds)
     if timed is not None:
-        store.save(found, n=pace.n, seconds=pace.seconds)  # the engine may fail
+        store.save(found, n=n, seconds=seconds)  # the engine may fail
         result = replace(result, latency=_checked(run, timed, result, progress=progress, device=device))
-    store.save(found, n=pace.n, seconds=pace.seconds, result=result.to_dict())
+    store.save(found, n=n, seconds=seconds, result=result.to_dict())
     return result
 
 
@@ -182,16 +188,31 @@ def _is_alike(name: str) -> bool:
 
 
 def _chosen(found: dict[str, Score], uniform: list[str]) -> dict[str, str]:
-    """The best Subnet of each kind, by how it was chosen."""
+    """The best Subnet of each kind, by how it was chosen.
+
+    Of the grid there are two: a search that is guided by the distance must not have its own guide choose what it is
+    compared with.
+    """
     whole = {name: score for name, score in found.items() if score.metric is not None}
-    kinds = {UNIFORM: uniform, ALIKE: [name for name in whole if _is_alike(name)], PER_LAYER: list(whole)}
-    return {how: min(names, key=lambda name: rank(whole[name])) for how, names in kinds.items() if names}
+    kinds = {
+        UNIFORM: (uniform, by_metric),
+        NEAREST: (uniform, rank),
+        ALIKE: ([name for name in whole if _is_alike(name)], rank),
+        PER_LAYER: (list(whole), rank),
+    }
+    return {how: min(names, key=lambda name: by(whole[name])) for how, (names, by) in kinds.items() if names}
 
 
 def rank(score: Score) -> tuple[float, float]:
     """What Subnets are chosen by, lower is better."""
     assert score.metric is not None, "only what was scored on all rows is ranked"
     return score.loss, -score.metric
+
+
+def by_metric(score: Score) -> tuple[float, float]:
+    """What the baseline is chosen by, lower is better: the main metric; the distance decides between equals."""
+    loss, metric = rank(score)
+    return metric, loss
 
 
 def _measured(
@@ -206,7 +227,8 @@ def _measured(
 ) -> SearchResult:
     """The chosen Subnets on the validation rows, which nothing has looked at before."""
     metric, labels = ROW_METRICS[prepared.task.primary_metric], labels_of(prepared.validation)
-    logits, full = {}, encoder_flops(elastic.shape, elastic.slices(Subnet()))
+    logits: dict[str, np.ndarray] = {}
+    full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
     standings = []
     for how, name in chosen.items():
         slices = elastic.slices(Subnet.parse(name))

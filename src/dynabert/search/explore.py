@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dynabert.errors import SettingError
 from dynabert.search.sampling import Sampler
@@ -21,7 +21,8 @@ N_KNOWN = 100
 class Effort:
     """How long a search goes on.
 
-    :param minutes: at most, those of earlier runs of the same search included.
+    :param minutes: at most, from the start of the search, those of earlier runs of the same search included. The rows
+        of the grid are scored whatever it is, or a single Subnet where none of them is within the budget.
     :param trials: Subnets at most, seeds included; None: as many as the time allows.
     :param seed: of the random numbers.
     :raises SettingError: no time or no trials.
@@ -45,6 +46,7 @@ class Pace:
     :param n_earlier: Subnets that earlier runs of this very search went through. They are known, and gone through again
         without looking at the clock, so that the same command ends at the same place.
     :param s_earlier: seconds that earlier runs took.
+    :param since: when this run began, by the clock; by default now.
     """
 
     effort: Effort
@@ -52,23 +54,33 @@ class Pace:
     s_earlier: float = 0.0
     clock: Callable[[], float] = time.monotonic
     n: int = 0
-    _since: float | None = field(default=None, init=False)
+    since: float | None = None
+
+    def __post_init__(self) -> None:
+        self._began = self.clock() if self.since is None else self.since
 
     @property
     def seconds(self) -> float:
-        """Spent so far."""
-        return self.s_earlier + (0.0 if self._since is None else self.clock() - self._since)
+        """Spent so far, all that this run took included, unless it tried nothing that earlier ones had not tried."""
+        return self.s_earlier if self.n <= self.n_earlier else self._passed
+
+    @property
+    def reached(self) -> int:
+        """How many Subnets this search has gone through in any of its runs."""
+        return max(self.n, self.n_earlier)
+
+    @property
+    def _passed(self) -> float:
+        return self.s_earlier + self.clock() - self._began
 
     @property
     def goes_on(self) -> bool:
         """Whether another Subnet may be tried."""
         if self.effort.trials is not None and self.n >= self.effort.trials:
             return False
-        if self.n < self.n_earlier:
+        if self.n < max(self.n_earlier, 1):
             return True
-        if self._since is None:
-            self._since = self.clock()
-        return self.seconds < 60 * self.effort.minutes
+        return self._passed < 60 * self.effort.minutes
 
     @property
     def share(self) -> float:

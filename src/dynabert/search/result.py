@@ -72,13 +72,14 @@ def budget_of(
 class Standing:
     """A Subnet that was chosen on the `select` rows, and what the validation rows say of it.
 
-    :param how: it was chosen: ``uniform grid``, ``alike in all layers``, or ``per layer``.
+    :param how: it was chosen: ``uniform grid`` (by its metric), ``uniform grid, nearest`` (by its loss), ``alike in all
+        layers``, or ``per layer`` (both by their loss).
     :param cost: in the unit of the budget.
     :param share: of the full network's FLOPs.
     :param loss: distance from the full network's answers on the `select` rows.
     :param select: main metric on the `select` rows, in hundredths.
     :param validation: likewise on the validation rows.
-    :param gain: over the best of the uniform grid there, in hundredths, with its 95 % interval; None for that itself.
+    :param gain: over ``uniform grid`` there, in hundredths, with its 95 % interval; None for that itself.
     """
 
     how: str
@@ -96,9 +97,10 @@ class SearchResult:
     """What a search has found.
 
     :param limit: of the cost.
-    :param standings: best of the uniform grid; best with the same heads and neurons in all layers; best of all.
+    :param standings: best of the uniform grid, by metric and by loss; best with the same heads and neurons in all
+        layers; best of all.
     :param n_tried: Subnets that were scored within the budget.
-    :param seconds: spent on it.
+    :param seconds: of wall time, from the start of the search until the choice was made, all its runs together.
     :param logits: on the validation rows, by `Standing.how`; not saved.
     :param latency: of a budget of latency: what was predicted, and what was then measured.
     """
@@ -136,14 +138,15 @@ class SearchResult:
         }
 
     def table(self) -> str:
-        """The three as lines of plain text, and latency where that was the budget."""
+        """The choices as lines of plain text, and latency where that was the budget."""
         from rich import box
         from rich.table import Table
 
         title = f"{self.task}: {self.metric} x 100 within {self.budget.name}"
         caption = (
-            f"best of {self.n_tried} Subnets on the select rows, {self.seconds:.0f} s; gain over the uniform grid "
-            "on the validation rows, paired, with its 95 % interval"
+            f"best of {self.n_tried} Subnets on the select rows, {self.seconds:.0f} s in all; uniform grid: by metric, "
+            "others: nearest to the full network; gain over the uniform grid on the validation rows, paired, with its "
+            "95 % interval"
         )
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("choice", no_wrap=True)

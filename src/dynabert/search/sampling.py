@@ -25,7 +25,7 @@ class Sampler:
     def __init__(
         self, space: Space, first: Sequence[Choice], *, seed: int, algorithm: "BaseSampler | None" = None
     ) -> None:
-        optuna = _optuna()
+        optuna = import_optuna()
         self._n_layers = space.shape.n_layers
         whole, one_of = optuna.distributions.IntDistribution, optuna.distributions.CategoricalDistribution
         self._axes: dict[str, Any] = {"pattern": one_of(tuple(range(len(space.patterns))))}
@@ -61,7 +61,11 @@ class Sampler:
         return values
 
 
-def _optuna() -> Any:  # noqa: ANN401 (an optional package)
+def import_optuna() -> Any:  # noqa: ANN401 (an optional package)
+    """The package, told to be quiet.
+
+    :raises SettingError: it is not installed.
+    """
     try:
         import optuna
     except ImportError as error:

@@ -45,6 +45,7 @@ class Store:
         self.path = run / FOLDER / f"{name}.json"
         self._same = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint}
         self._search = {"seed": seed, "price": asdict(price)}
+        self._kept: dict[str, Score] = {}
 
     def load(self) -> Earlier:
         """What is known. A file that is damaged, or of another network, is as if it were not there."""
@@ -55,8 +56,12 @@ class Store:
                 saved = read_json(path)
                 if any(saved[name] != value for name, value in self._same.items()):
                     continue
-                scores |= {name: Score.from_dict(score) for name, score in saved["scores"].items()}
-                if path == self.path and all(saved[name] == value for name, value in self._search.items()):
+                known = {name: Score.from_dict(score) for name, score in saved["scores"].items()}
+                scores |= known
+                if path != self.path:
+                    continue
+                self._kept = known
+                if all(saved[name] == value for name, value in self._search.items()):
                     n, seconds = int(saved["n"]), float(saved["seconds"])
             except (DynabertError, KeyError, TypeError, ValueError, AttributeError):
                 continue
@@ -65,7 +70,7 @@ class Store:
     def save(
         self, scores: Mapping[str, Score], *, n: int, seconds: float, result: Mapping[str, Any] | None = None
     ) -> None:
-        """Write what is known by now.
+        """Write what is known by now. Scores that the file had when it was loaded stay in it.
 
         :param scores: of the Subnets of this search, by name.
         :param n: proposals that it has gone through.
@@ -75,5 +80,5 @@ class Store:
         with storage_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)
         progress = {**self._search, "n": n, "seconds": seconds}
-        plain = {name: score.to_dict() for name, score in scores.items()}
+        plain = {name: score.to_dict() for name, score in {**self._kept, **scores}.items()}
         write_json(self.path, {**self._same, **progress, "result": result, "scores": plain})
