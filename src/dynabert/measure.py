@@ -199,6 +199,7 @@ def context_of(
         machine=machine,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint=fingerprint,
+        seq_len=128 if latency is None else latency.seq[0],
     )
 
 
