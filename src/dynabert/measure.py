@@ -46,6 +46,7 @@ __all__ = [
     "Progress",
     "Quality",
     "Sweep",
+    "Timing",
     "fingerprint_of",
     "labels_of",
     "latencies",

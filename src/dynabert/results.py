@@ -1,28 +1,27 @@
 """What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from dynabert.batches import Batch
 from dynabert.cut import described
 from dynabert.data import Roles
 from dynabert.deployed import measure_deployed
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel
 from dynabert.engines import engine_of
-from dynabert.errors import DataError, DynabertError, ModelFileError, SettingError
+from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.extraction import Extracted, extract_folder
 from dynabert.files import CARD, read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
+from dynabert.joining import Fingerprint, joined, measure_command
 from dynabert.latency_model import LatencyModel
 from dynabert.loading import load, load_tokenizer, read_shape
 from dynabert.measure import LatencySettings, Progress, check_length, fingerprint_of, machine_of, measure, predict
-from dynabert.measurement import options_of
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
 from dynabert.run_card import origin_of, refresh_card, write_card
@@ -48,6 +47,7 @@ def measure_run(
     *,
     subnets: tuple[Subnet, ...] | None = None,
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
+    keep: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Sweep:
@@ -60,6 +60,7 @@ def measure_run(
     :param subnets: what to measure; by default the whole grid.
     :param latency: how latency is measured; None leaves it out. With an engine or a dtype other than PyTorch in fp32,
         all that is measured is that of the deployed form, on the CPU, see `dynabert.deployed`.
+    :param keep: whether it is written.
     :param progress: called with what is being done, how much of it is done, and out of how much.
     :param device: where to compute; by default the GPU if there is one.
     :return: what was measured now.
@@ -86,78 +87,27 @@ def measure_run(
             calibration=prepared.select,
             progress=progress,
         )
-    file = SWEEP_FILE if latency is None else sweep_file(latency.engine, latency.dtype)
-    filed = _joined(out / file, sweep, elastic, tuple(prepared.validation), whole=subnets is None)
-    if filed is not None:
-        filed.to_json(out / file)
-        if file == SWEEP_FILE:  # what the card shows
-            refresh_card(out, filed)
+    if keep:
+        _keep(out, sweep, partial(fingerprint_of, elastic, rows=tuple(prepared.validation)), whole=subnets is None)
     return sweep
 
 
-def _joined(path: Path, new: Sweep, elastic: ElasticModel, rows: Sequence[Batch], *, whole: bool) -> Sweep | None:
-    """What a sweep file is to hold once more was measured; None where it is to stay as it is.
-
-    :param whole: whether the new rows are the whole grid, which needs no earlier ones.
-    """
-    again = f"measure the whole grid: `{measure_command(path.parent, new.context.latency)}`"
-    if not path.exists():
-        if whole or path.name != SWEEP_FILE:
-            return new
-        log.warning("%s is not there, and begins with the whole grid; %s", path, again)  # it says that a run is done
-        return None
-    try:
-        earlier = Sweep.from_json(path)
-        unlike = _unlike(earlier, new, elastic, rows)
-        if not unlike:
-            subnets = dict.fromkeys(Subnet.parse(row.subnet) for row in (*earlier.rows, *new.rows))
-            return earlier.joined(new, fingerprint=fingerprint_of(elastic, list(subnets), rows))
-    except DynabertError as error:  # damaged, or of a later version
-        earlier, unlike = None, str(error)
-    if whole:
-        if earlier is not None:
-            _tell_lost(path, earlier, new)
-        return new
-    if earlier is not None and options_of(earlier.context.latency) != options_of(new.context.latency):
-        names = ",".join(row.subnet for row in new.rows)
-        again = f"use `{measure_command(path.parent, earlier.context.latency, subnets=names)}`, or {again}"
-    log.warning("nothing was added to %s (%s); %s", path, unlike, again)
-    return None
+def _keep(out: Path, sweep: Sweep, fingerprint: Fingerprint, *, whole: bool) -> None:
+    """Write what was measured to the run folder, see `dynabert.joining.joined`."""
+    latency = sweep.context.latency
+    path = out / (SWEEP_FILE if latency is None else sweep_file(latency.engine, latency.dtype))
+    is_plain = path.name == SWEEP_FILE  # which says that a run is done, and is what the card shows
+    filed = joined(path, sweep, fingerprint, whole=whole, part_begins=not is_plain)
+    if filed is not None:
+        filed.to_json(path)
+        if is_plain:
+            refresh_card(out, filed)
 
 
-def _unlike(earlier: Sweep, new: Sweep, elastic: ElasticModel, rows: Sequence[Batch]) -> str:
-    """Why rows of two Sweeps cannot stand in one; empty where they can."""
-    if differences := earlier.context.differences(new.context):
-        return "; ".join(differences)
-    subnets = [Subnet.parse(row.subnet) for row in earlier.rows]
-    same = fingerprint_of(elastic, subnets, rows) == earlier.context.fingerprint
-    return "" if same else "it was measured with other weights or rows"
-
-
-def _tell_lost(path: Path, earlier: Sweep, new: Sweep) -> None:
-    """Say what is in an earlier Sweep alone."""
-    shapes = [set() if sweep.context.latency is None else set(sweep.context.latency.shapes) for sweep in (earlier, new)]
-    lost = [f"times at {batch} x {seq}" for batch, seq in sorted(shapes[0] - shapes[1])]
-    if n_sizes := len({row.subnet for row in earlier.rows} - {row.subnet for row in new.rows}):
-        lost.append(f"{n_sizes} sizes outside the grid")
-    if lost:
-        how = measure_command(path.parent, earlier.context.latency)
-        log.warning("%s was replaced and has lost %s; it was made by `%s`", path, ", ".join(lost), how)
-
-
-def measure_command(out: str | Path, latency: LatencySettings | None, *, subnets: str = "") -> str:
-    """The command that measures a run in a certain way.
-
-    :param subnets: sizes, by commas; without, the whole grid.
-    """
-    words = ("dynabert measure", str(out), f"--subnets {subnets}" if subnets else "", options_of(latency))
-    return " ".join(filter(None, words))
-
-
-def command_to_add(out: str | Path, subnet: str) -> str:
+def command_to_add(out: str | Path, subnet: str, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> str:
     """The command that adds a size to what `dynabert pick` chooses from: measured as the others are."""
-    sweep = _sweep_if_any(Path(out))
-    return measure_command(out, LatencySettings() if sweep is None else sweep.context.latency, subnets=subnet)
+    path, latency = Path(out) / sweep_file(engine, dtype), LatencySettings(engine=engine, dtype=dtype)
+    return measure_command(out, Sweep.from_json(path).context.latency if path.exists() else latency, subnets=subnet)
 
 
 def sweep_file(engine: str, dtype: str) -> str:

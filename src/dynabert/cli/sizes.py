@@ -27,10 +27,9 @@ from dynabert.cli.options import (
     lines_of,
     print_json,
     print_sweep,
+    sizes_of,
     subnet_of,
-    subnets_of,
 )
-from dynabert.errors import SettingError
 
 
 def measure(
@@ -61,10 +60,8 @@ def measure(
     from dynabert.results import PLAIN, latency_model_of, measure_run
     from dynabert.sweep import LatencySettings
 
-    one = (subnet, width, depth) != (None, None, None)
-    if one and subnets is not None:
-        raise SettingError("give --subnets, or one size, not both")
-    chosen = (subnet_of(subnet, width, depth),) if one else None if subnets is None else subnets_of(subnets)
+    given = (subnets, subnet, width, depth)
+    chosen = None if given == (None, None, None, None) else sizes_of(*given)
     if (engine, dtype) != PLAIN and (not latency or device not in (None, "cpu")):
         raise SettingError(
             f"{engine} {dtype} is measured with its latency and on the CPU; leave --no-latency and --device out"
@@ -183,9 +180,7 @@ def export(
     from dynabert.export import ExportSettings, export_run
     from dynabert.progress import progress_bars
 
-    if subnets and (subnet, width, depth) != (None, None, None):
-        raise SettingError("give --subnets, or one size, not both")
-    chosen = subnets_of(subnets) if subnets else (subnet_of(subnet, width, depth),)
+    chosen = sizes_of(subnets, subnet, width, depth)
     settings = ExportSettings(engine, dtype, max_metric_drop, on_drop, (batch, seq), threads)  # type: ignore[arg-type]
     with progress_bars() as bars:
         sizes = export_run(run, chosen, out, settings=settings, progress=bars.measuring)
