@@ -131,7 +131,10 @@ def test_a_shape_that_was_not_measured_is_refused() -> None:
         SWEEP.at(batch=4)
     with pytest.raises(SettingError, match="has no latency"):
         made_sweep(latency=False).at(batch=1)
+    with pytest.raises(SettingError, match="again with --batch 1,8,4 --seq 16,64 --dtype int8 --engine openvino"):
+        SWEEP.at(batch=4)  # what was measured stays
     at = SWEEP.at(batch=8, seq=64)
+    assert at.context.seq_len == SWEEP.context.seq_len, "FLOPs are those of the same length as before"
     assert at.context.latency is not None and at.context.latency.shapes == ((8, 64),)
     assert [row.cost.latency_ms for row in at.rows] == [row.cost.timings[3].median_ms for row in SWEEP.rows]
 

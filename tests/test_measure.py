@@ -16,6 +16,7 @@ from dynabert.measure import (
     LatencySettings,
     Measurement,
     Sweep,
+    Timing,
     labels_of,
     latencies,
     measure,
@@ -267,7 +268,17 @@ def test_latency_is_measured_without_padding_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch": (0,)}, {"seq": (4, 0)}, {"seq": ()}, {"repeats": 0}, {"dtype": "fp8"}, {"engine": "abacus"}]
+    "wrong",
+    [
+        {"batch": (0,)},
+        {"batch": (1, 1, 8)},
+        {"seq": (4, 0)},
+        {"seq": ()},
+        {"seq": (8, 4, 8)},
+        {"repeats": 0},
+        {"dtype": "fp8"},
+        {"engine": "abacus"},
+    ],
 )
 def test_latency_settings_are_checked(wrong: dict[str, object]) -> None:
     (name,) = wrong
@@ -357,6 +368,17 @@ def test_json_gives_the_same_sweep_back(sweep: Sweep, tmp_path: Path) -> None:
         assert Sweep.from_json(tmp_path / "sweep.json") == one
 
 
+@pytest.mark.parametrize(("seq", "expected"), [((16, 64), 16), (None, 128)])
+def test_json_of_the_second_version_counted_flops_at_the_first_length(
+    sweep: Sweep, tmp_path: Path, seq: tuple[int, ...] | None, expected: int
+) -> None:
+    latency = seq and LatencySettings(seq=seq)
+    saved = replace(sweep, context=replace(sweep.context, latency=latency)).to_dict()
+    del saved["context"]["seq_len"]
+    (tmp_path / "sweep.json").write_text(json.dumps({**saved, "format_version": 2}))
+    assert Sweep.from_json(tmp_path / "sweep.json").context.seq_len == expected
+
+
 def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
     sweep.to_json(tmp_path / "sweep.json")
     saved = json.loads((tmp_path / "sweep.json").read_text())
@@ -369,7 +391,7 @@ def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format_version",), 3, "newer than 2: update dynabert"),
+        (("format_version",), 4, "newer than 3: update dynabert"),
         (("format_version",), "1", "format_version"),
         (("extra",), 1, "extra"),
         (("rows",), [], "at least one row"),
@@ -430,6 +452,42 @@ def test_table_has_a_line_for_each_subnet(choice: Sweep) -> None:
     assert found == [["w0.5-d1", "4/4", "0.9000", *interval, "100.0", "100.0", "0.0", "0.00", "6.00"]]
     text = " ".join(choice.table().split())
     assert "mnli: accuracy on 40 rows" in text and "1 x 16 tokens" in text and "median of 2" in text
+
+
+def test_times_of_every_shape_are_shown_in_a_table_of_their_own(sweep: Sweep) -> None:
+    settings = LatencySettings(batch=(1, 8), seq=(16, 32, 64))
+    times = tuple(
+        Timing(batch, seq, median_ms=batch * seq / 4, p95_ms=batch * seq / 2, spread=0.1)
+        for batch, seq in settings.shapes
+    )
+    cost = replace(sweep.rows[0].cost, timings=times, file_bytes=12_300_000, peak_bytes=None)
+    many = Sweep((replace(sweep.rows[0], cost=cost),), replace(sweep.context, latency=settings))
+    _, *first = [line.split() for line in many.table().splitlines() if line.strip().startswith("w1-d1 ")]
+    rest = first.pop()  # six shapes are too many for 120 columns
+    assert [" ".join(line) for line in first] == [
+        "w1-d1 4.00 8.00 8.00 16.00 16.00 32.00 32.00 64.00 64.00 128.00 250 12.3 -"
+    ]
+    assert rest == ["w1-d1", "128.00", "256.00"]
+    assert max(map(len, many.table().splitlines())) <= 120
+    assert "spread" not in many.table()
+    one = many.at(seq=64)
+    assert one.to_cost_tables() == [], "one shape, in PyTorch: the first table says it"
+    machine = replace(one.context.machine, engine="openvino 2026")
+    assert len(replace(one, context=replace(one.context, machine=machine)).to_cost_tables()) == 1
+
+
+def test_times_that_spread_widely_are_called_doubtful(sweep: Sweep) -> None:
+    def spreading(*shares: float) -> Sweep:
+        rows = [
+            replace(row, cost=replace(row.cost, timings=(Timing(1, 16, 2.0, 3.0, share),)))
+            for row, share in zip(sweep.rows, shares, strict=False)
+        ]
+        return replace(sweep, rows=tuple(rows))
+
+    assert spreading(0.05, 0.2).doubt() == ""
+    doubt = spreading(0.05, 0.3, 0.41).doubt()
+    assert doubt.startswith("2 of 3 times spread") and f"{sweep.rows[2].subnet} at 1 x 16, 41%" in doubt
+    assert spreading(0.3).table().endswith("with more --repeats\n")
 
 
 def test_batches_may_come_from_a_generator(elastic: ElasticModel, sweep: Sweep) -> None:

@@ -76,6 +76,87 @@ def test_measuring_again_gives_the_same_sweep(finished: Path) -> None:
     assert len(load_sweep(finished).rows) == 4, "measuring a part must not replace the sweep of the whole grid"
 
 
+OTHER = Subnet.parse("h1-n0.5-d0.5")
+
+
+@pytest.fixture
+def measured(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_sizes_outside_the_grid_join_the_sweep_and_stay(measured: Path) -> None:
+    grid = load_sweep(measured)
+    one = measure_run(measured, subnets=(OTHER, OTHER), latency=None)
+    joined = load_sweep(measured)
+    assert joined.rows == (*grid.rows, *one.rows) and len(one.rows) == 1
+    assert joined.pick(must_load="transformers", max_params=one.rows[0].cost.n_params).subnet == OTHER.name
+    names = [Subnet.parse(row.subnet) for row in joined.rows]
+    assert measure_run(measured, subnets=tuple(names), latency=None).context.fingerprint == joined.context.fingerprint
+    assert OTHER.name in (measured / "elastic" / "README.md").read_text()
+    measure_run(measured, latency=None)
+    assert load_sweep(measured).rows == joined.rows
+
+
+def changed(run: Path, what: str) -> None:
+    """Have the sweep of a run say that it was measured otherwise."""
+    if what == "damaged":
+        (run / "sweep.json").write_text("{")
+        return
+    sweep = load_sweep(run)
+    contexts = {
+        "reference": replace(sweep.context, reference=sweep.context.reference - 0.01),
+        "machine": replace(sweep.context, machine=replace(sweep.context.machine, cpu="another cpu")),
+        "weights": replace(sweep.context, fingerprint="0" * 16),
+        "latency": replace(sweep.context, latency=LatencySettings((1, 8), (16,)), seq_len=16),
+    }
+    replace(sweep, context=contexts[what]).to_json(run / "sweep.json")
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("reference", "reference"),
+        ("machine", "cpu another cpu there"),
+        ("weights", "other weights or rows"),
+        ("latency", "--subnets h1-n0.5-d0.5 --batch 1,8 --seq 16`"),
+        ("damaged", "not valid JSON"),
+    ],
+)
+def test_sizes_are_not_added_to_what_was_measured_otherwise(
+    measured: Path, caplog: pytest.LogCaptureFixture, what: str, why: str
+) -> None:
+    changed(measured, what)
+    before = (measured / "sweep.json").read_bytes()
+    measure_run(measured, subnets=(OTHER,), latency=None)
+    assert (measured / "sweep.json").read_bytes() == before
+    (told,) = caplog.messages
+    assert "nothing was added" in told and why in told and "\n" not in told
+    assert f"`dynabert measure {measured} --no-latency`" in told
+    measure_run(measured, latency=None)
+    assert [row.subnet for row in load_sweep(measured).rows] == ["w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5"]
+
+
+def test_what_the_whole_grid_replaces_is_said(measured: Path, caplog: pytest.LogCaptureFixture) -> None:
+    measure_run(measured, subnets=(OTHER,), latency=None)
+    changed(measured, "latency")
+    measure_run(measured, latency=None)
+    (told,) = caplog.messages
+    assert (
+        "lost times at 1 x 16, times at 8 x 16, sizes outside the grid (1)" in told and "--batch 1,8 --seq 16`" in told
+    )
+    assert len(load_sweep(measured).rows) == 4
+
+
+def test_only_the_whole_grid_begins_the_sweep_of_a_run(measured: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (measured / "sweep.json").unlink()
+    measure_run(measured, subnets=(OTHER,), latency=None)
+    assert not (measured / "sweep.json").exists() and "begins with the whole grid" in caplog.text
+    bf16 = LatencySettings(seq=(8,), repeats=1, dtype="bf16")
+    measure_run(measured, subnets=(OTHER,), latency=bf16)
+    measure_run(measured, subnets=(Subnet(),), latency=bf16)
+    assert [row.subnet for row in load_sweep(measured, dtype="bf16").rows] == [OTHER.name, "w1-d1"]
+
+
 def test_the_same_command_again_does_nothing_but_measure(finished: Path, job: tuple[Path, Source]) -> None:
     before = sha256_of(finished / "elastic" / "model.safetensors")
     steps: list[int] = []

@@ -46,6 +46,7 @@ __all__ = [
     "Progress",
     "Quality",
     "Sweep",
+    "Timing",
     "fingerprint_of",
     "labels_of",
     "latencies",
@@ -199,6 +200,7 @@ def context_of(
         machine=machine,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint=fingerprint,
+        seq_len=128 if latency is None else latency.seq[0],
     )
 
 

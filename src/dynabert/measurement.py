@@ -1,7 +1,8 @@
 """Plain values that a measurement is made of: how, where, how good, at what cost. No torch."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dynabert.errors import SettingError, one_of
@@ -20,7 +21,7 @@ class LatencySettings:
     """How latency is measured: every batch size at every length.
 
     :param batch: sequences in one call; the first is the one that counts where one is needed.
-    :param seq: tokens of each, no padding; FLOPs are counted at the first length too.
+    :param seq: tokens of each, no padding; FLOPs are counted at the first length too. No number stands twice.
     :param repeats: timed calls, of which the median counts.
     :param dtype: of the products, see `ENGINE_DTYPES`.
     :param engine: what runs the model.
@@ -41,6 +42,9 @@ class LatencySettings:
                 f"batch {listed(self.batch)}, seq {listed(self.seq)}, repeats {self.repeats} and threads must be 1 "
                 f"or more"
             )
+        for name, numbers in (("batch", self.batch), ("seq", self.seq)):
+            if len(set(numbers)) < len(numbers):
+                raise SettingError(f"{name} {listed(numbers)} has a number twice; give each once")
         if self.engine not in ENGINE_DTYPES:
             raise SettingError(one_of("engine", self.engine, ENGINE_DTYPES))
         if self.dtype not in ENGINE_DTYPES[self.engine]:
@@ -55,6 +59,27 @@ class LatencySettings:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """All (batch, seq), the one that counts first."""
         return tuple((batch, seq) for batch in self.batch for seq in self.seq)
+
+    def with_shape(self, batch: int, seq: int) -> "LatencySettings":
+        """With one more batch size and length, after those that it has."""
+        batches, lengths = dict.fromkeys((*self.batch, batch)), dict.fromkeys((*self.seq, seq))
+        return replace(self, batch=tuple(batches), seq=tuple(lengths))
+
+    @property
+    def options(self) -> str:
+        """What `dynabert measure` needs to be told to measure so: as text, empty for the usual settings."""
+        named = {"n_threads": "threads"}
+        told = []
+        for field in fields(self):
+            if (value := getattr(self, field.name)) != field.default:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                told.append(f"--{named.get(field.name, field.name)} {text}")
+        return " ".join(told)
+
+
+def options_of(latency: LatencySettings | None) -> str:
+    """The same, where latency may be left out."""
+    return "--no-latency" if latency is None else latency.options
 
 
 def listed(numbers: tuple[int, ...]) -> str:
@@ -101,6 +126,7 @@ class Context:
     :param latency: settings; None where it was not measured.
     :param date: ISO 8601, UTC.
     :param fingerprint: of what was measured (weights, layers of each Subnet, rows), or as the caller said.
+    :param seq_len: tokens at which FLOPs are counted, whatever the shape of the latency that is looked at.
     """
 
     task: str
@@ -112,11 +138,26 @@ class Context:
     machine: Machine
     date: str
     fingerprint: str
+    seq_len: int = 128
 
-    @property
-    def seq_len(self) -> int:
-        """Tokens at which FLOPs are counted: those of the latency, or 128."""
-        return 128 if self.latency is None else self.latency.seq[0]
+    def differences(self, other: "Context") -> tuple[str, ...]:
+        """In what it differs from another one, so that rows of both are not to be compared.
+
+        The date does not count, nor does the fingerprint, which depends on the Subnets.
+        """
+        names = ("task", "metric", "n_rows", "precision", "seq_len")
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        if not math.isclose(self.reference, other.reference, abs_tol=1e-4):  # it may differ in the last bits
+            pairs.append(("reference", self.reference, other.reference))
+        own, its = (_threads_aside(context.latency) for context in (self, other))
+        pairs.append(("latency", options_of(own) or "as usual", options_of(its) or "as usual"))
+        found = tuple(f"{name} {there} there, {here} here" for name, there, here in pairs if there != here)
+        return (*found, *self.machine.differences(other.machine))
+
+
+def _threads_aside(latency: LatencySettings | None) -> LatencySettings | None:
+    """Without the threads that were asked for: `Machine` has those that there were."""
+    return None if latency is None else replace(latency, n_threads=None)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def elastic_card(
         _use_elastic(described, auto_class),
         *_provenance(sweep, origin),
         "## Limits",
-        _listed(_limits(sweep, origin, ["Other sizes than these can be cut out too. They were not trained."])),
+        _listed(_limits(sweep, origin, ["Sizes outside this grid can be cut out too. They were not trained."])),
     ]
     return _signed(data, body)
 

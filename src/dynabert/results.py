@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.extraction import Extracted, extract_folder
 from dynabert.files import CARD, read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
+from dynabert.joining import Fingerprint, joined, measure_command
 from dynabert.latency_model import LatencyModel
 from dynabert.loading import load, load_tokenizer, read_shape
-from dynabert.measure import LatencySettings, Progress, check_length, machine_of, measure, predict
+from dynabert.measure import LatencySettings, Progress, check_length, fingerprint_of, machine_of, measure, predict
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
 from dynabert.run_card import origin_of, refresh_card, write_card
@@ -45,20 +47,27 @@ def measure_run(
     *,
     subnets: tuple[Subnet, ...] | None = None,
     latency: LatencySettings | None = LatencySettings(),  # noqa: B008 (a frozen value)
+    keep: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Sweep:
-    """Measure the result of a run on the validation rows, beside its teacher, and write ``sweep.json``.
+    """Measure the result of a run on the validation rows, beside its teacher, and write that to the run folder.
+
+    The file, see `sweep_file`, keeps the rows of other sizes if they were measured in the same way: settings, machine,
+    weights, rows. If they were not, the whole grid replaces them and other sizes are not added; a warning says so.
 
     :param out: the run folder.
-    :param subnets: what to measure; by default the whole grid. Only a sweep of the whole grid is written.
+    :param subnets: what to measure; by default the whole grid.
     :param latency: how latency is measured; None leaves it out. With an engine or a dtype other than PyTorch in fp32,
         all that is measured is that of the deployed form, on the CPU, see `dynabert.deployed`.
+    :param keep: whether it is written.
     :param progress: called with what is being done, how much of it is done, and out of how much.
     :param device: where to compute; by default the GPU if there is one.
+    :return: what was measured now.
     :raises DataError: the rows are not those of the run any more.
     """
     out, device = Path(out), pick_device(device)
+    subnets = None if subnets is None else tuple(dict.fromkeys(subnets))
     elastic = load_result(out)
     if latency is not None:
         check_length(elastic.model, latency)
@@ -78,12 +87,27 @@ def measure_run(
             calibration=prepared.select,
             progress=progress,
         )
-    if subnets is None:
-        engine, dtype = PLAIN if latency is None else (latency.engine, latency.dtype)
-        sweep.to_json(out / sweep_file(engine, dtype))
-        if (engine, dtype) == PLAIN:  # what the card shows
-            refresh_card(out, sweep)
+    if keep:
+        _keep(out, sweep, partial(fingerprint_of, elastic, rows=tuple(prepared.validation)), whole=subnets is None)
     return sweep
+
+
+def _keep(out: Path, sweep: Sweep, fingerprint: Fingerprint, *, whole: bool) -> None:
+    """Write what was measured to the run folder, see `dynabert.joining.joined`."""
+    latency = sweep.context.latency
+    path = out / (SWEEP_FILE if latency is None else sweep_file(latency.engine, latency.dtype))
+    is_plain = path.name == SWEEP_FILE  # which says that a run is done, and is what the card shows
+    filed = joined(path, sweep, fingerprint, whole=whole, part_begins=not is_plain)
+    if filed is not None:
+        filed.to_json(path)
+        if is_plain:
+            refresh_card(out, filed)
+
+
+def command_to_add(out: str | Path, subnet: str, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> str:
+    """The command that adds a size to what `dynabert pick` chooses from: measured as the others are."""
+    path, latency = Path(out) / sweep_file(engine, dtype), LatencySettings(engine=engine, dtype=dtype)
+    return measure_command(out, Sweep.from_json(path).context.latency if path.exists() else latency, subnets=subnet)
 
 
 def sweep_file(engine: str, dtype: str) -> str:

@@ -41,7 +41,13 @@ __all__ = [
     "plain_text",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+
+WIDE_SPREAD = 0.2
+"""Interquartile range, as a share of the median, from which on a time is not to be relied on."""
+
+_SHAPES_ABREAST = 5
+"""Shapes whose times fit beside each other in 120 columns."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,10 @@ class Sweep:
         if wanted == latency.shapes[0]:
             return self
         if wanted not in latency.shapes:
+            both = latency.with_shape(*wanted)  # the measured ones stay
             raise SettingError(
                 f"latency of {wanted[0]} x {wanted[1]} tokens was not measured, but of batch {listed(latency.batch)} "
-                f"at seq {listed(latency.seq)}; measure again with --batch {wanted[0]} --seq {wanted[1]}"
+                f"at seq {listed(latency.seq)}; measure again with {both.options}"
             )
         place = latency.shapes.index(wanted)
         settings = replace(latency, batch=wanted[:1], seq=wanted[1:])
@@ -127,6 +134,15 @@ class Sweep:
             batch=1 if self.context.latency is None else self.context.latency.batch[0],
         )
 
+    def joined(self, newer: "Sweep", *, fingerprint: str) -> "Sweep":
+        """With the rows of a newer Sweep: in the place of those of the same Subnets, the others at the end.
+
+        :param newer: measured in the same way, see `dynabert.measurement.Context.differences`.
+        :param fingerprint: of all rows together.
+        """
+        rows = {row.subnet: row for row in (*self.rows, *newer.rows)}
+        return Sweep(tuple(rows.values()), replace(newer.context, fingerprint=fingerprint))
+
     def to_json(self, path: StrPath) -> None:
         """Write to a JSON file, atomically.
 
@@ -159,10 +175,12 @@ class Sweep:
             raise ModelFileError(f"{what} has format {version}, newer than {FORMAT_VERSION}: update dynabert")
         try:
             _check_keys(saved, {"format_version", "context", "rows"}, "the file")
-            if version not in (1, FORMAT_VERSION) or not isinstance(saved["rows"], list):
+            if version not in (1, 2, FORMAT_VERSION) or not isinstance(saved["rows"], list):
                 raise TypeError("no format_version and list of rows")
             if version == 1:
                 saved = _of_version_2(saved)
+            if version != FORMAT_VERSION:
+                saved = _of_version_3(saved)
             context = Context(**_fields(_hints(Context), saved["context"], "context"))
             rows = tuple(_parse_row(row, i) for i, row in enumerate(saved["rows"]))
             if any(next(iter(row.quality.metrics), None) != context.metric for row in rows):
@@ -192,9 +210,48 @@ class Sweep:
             table.add_row(*_cells(row))
         return table
 
+    def to_cost_tables(self) -> "list[Table]":
+        """Times at every shape, and what the deployed form takes; none where one shape was timed in PyTorch alone."""
+        from rich import box
+        from rich.table import Table
+
+        latency, machine = self.context.latency, self.context.machine
+        timed = latency is not None and all(row.cost.timings for row in self.rows)
+        if latency is None or not timed or (len(latency.shapes) == 1 and not machine.engine):
+            return []
+        places, tables = range(len(latency.shapes)), []
+        for start in places[::_SHAPES_ABREAST]:
+            shown = places[start : start + _SHAPES_ABREAST]
+            table = Table(title="milliseconds of a call: median, and 95 % within", box=box.SIMPLE)
+            table.add_column("Subnet")
+            headers = [f"{batch} x {seq}" for batch, seq in (latency.shapes[place] for place in shown)]
+            for header in (*headers, *(_SIZES if start == 0 else ())):
+                table.add_column(header, justify="right", no_wrap=True)
+            for row in self.rows:
+                times = [
+                    f"{row.cost.timings[place].median_ms:.2f} {row.cost.timings[place].p95_ms:.2f}" for place in shown
+                ]
+                table.add_row(row.subnet, *times, *(_sizes(row.cost) if start == 0 else ()))
+            tables.append(table)
+        return tables
+
+    def doubt(self) -> str:
+        """A line on times that spread too widely to be relied on; empty where none does."""
+        times = [(timing, row.subnet) for row in self.rows for timing in row.cost.timings]
+        wide = [(timing.spread, timing, subnet) for timing, subnet in times if timing.spread > WIDE_SPREAD]
+        if not wide:
+            return ""
+        spread, timing, subnet = max(wide, key=lambda one: one[0])
+        return (
+            f"{len(wide)} of {len(times)} times spread over more than {WIDE_SPREAD:.0%} of their median (most: "
+            f"{subnet} at {timing.batch} x {timing.seq}, {spread:.0%}); measure again on an idle machine, or with more "
+            f"--repeats"
+        )
+
     def table(self) -> str:
-        """The rows as lines of plain text."""
-        return plain_text(self.to_table())
+        """The rows as lines of plain text: one table, those of `to_cost_tables`, and the line of `doubt`."""
+        text = "".join(map(plain_text, (self.to_table(), *self.to_cost_tables())))
+        return text + (f"{doubt}\n" if (doubt := self.doubt()) else "")
 
 
 def plain_text(table: "Table") -> str:
@@ -220,6 +277,16 @@ def _cells(row: Measurement) -> tuple[str, ...]:
         f"{cost.flops / 1e9:.2f}",
         "-" if cost.latency_ms is None else f"{cost.latency_ms:.2f}",
     )
+
+
+_SIZES = ("sequences/s", "MB", "memory MB")
+
+
+def _sizes(cost: Cost) -> tuple[str, ...]:
+    """What `_SIZES` says: throughput at the first shape, files, memory."""
+    first = cost.timings[0]
+    bytes_of = ("-" if size is None else f"{size / 1e6:.1f}" for size in (cost.file_bytes, cost.peak_bytes))
+    return (f"{1e3 * first.batch / first.median_ms:.0f}", *bytes_of)
 
 
 def _parse_row(saved: Any, place: int) -> Measurement:  # noqa: ANN401 (whatever the file holds)
@@ -269,6 +336,13 @@ def _of_version_2(saved: dict[str, Any]) -> dict[str, Any]:
         context["latency"] = {**latency, **lists, "n_threads": None}
     added: dict[str, Any] = {"timings": [], "file_bytes": None, "peak_bytes": None}
     return {**saved, "context": context, "rows": [{**row, **added} for row in rows]}
+
+
+def _of_version_3(saved: dict[str, Any]) -> dict[str, Any]:
+    """What the second version said, in the words of this one: FLOPs were at the first length of the latency."""
+    latency = saved["context"]["latency"]
+    lengths = [] if latency is None else latency["seq"]
+    return {**saved, "context": {**saved["context"], "seq_len": next(iter(lengths), 128)}}
 
 
 def _check_keys(saved: Any, names: set[str], what: str) -> None:  # noqa: ANN401 (whatever the file holds)

@@ -16,7 +16,7 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of, predict
-from dynabert.results import Saved, load_result
+from dynabert.results import Saved, load_result, load_sweep
 from dynabert.search import (
     ALIKE,
     NEAREST,
@@ -302,11 +302,14 @@ def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:
 def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("search", run, "--max-flops-share", 0.5, "--trials", 20)
     assert call(monkeypatch, *arguments) == 0
-    measure, last = capsys.readouterr().out.splitlines()[-2:]
+    *_, cut, add = capsys.readouterr().out.splitlines()
     assert call(monkeypatch, *arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)["found"]
-    assert last == f"cut it out: dynabert extract {run} --subnet {found} --out small/"
-    assert measure == f"have pick know it: dynabert measure {run} --subnet {found}"
+    assert cut == f"cut it out: dynabert extract {run} --subnet {found} --out small/"
+    assert add == f"have pick know it: dynabert measure {run} --subnets {found} --no-latency"
+    assert call(monkeypatch, *add.split()[5:]) == 0
+    assert found in [row.subnet for row in load_sweep(run).rows]
+    capsys.readouterr()
     assert call(monkeypatch, "extract", run, "--subnet", found, "--out", run.parent / "small") == 0
     assert call(monkeypatch, "search", run) == 2
     assert "--max-flops-share" in capsys.readouterr().err

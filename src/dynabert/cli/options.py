@@ -52,6 +52,15 @@ def subnet_of(name: str | None, width: float | None, depth: float | None) -> "Su
     return Subnet(1.0 if width is None else width, 1.0 if depth is None else depth)
 
 
+def sizes_of(subnets: str | None, name: str | None, width: float | None, depth: float | None) -> "tuple[Subnet, ...]":
+    """The sizes that --subnets names, or the one of the other options."""
+    if subnets is None:
+        return (subnet_of(name, width, depth),)
+    if (name, width, depth) != (None, None, None):
+        raise SettingError("give --subnets, or one size, not both")
+    return subnets_of(subnets)
+
+
 def subnets_of(names: str) -> "tuple[Subnet, ...]":
     """The sizes of a comma-separated option."""
     from dynabert.subnet import Subnet

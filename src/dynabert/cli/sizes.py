@@ -27,8 +27,8 @@ from dynabert.cli.options import (
     lines_of,
     print_json,
     print_sweep,
+    sizes_of,
     subnet_of,
-    subnets_of,
 )
 
 
@@ -37,6 +37,7 @@ def measure(
     subnet: SubnetName = None,
     width: Width = None,
     depth: Depth = None,
+    subnets: Annotated[str | None, typer.Option(help="Several sizes by commas.")] = None,
     batch: Annotated[str, typer.Option(help="Sequences in one timed call; several by commas: 1,8,32.")] = "1",
     seq: Annotated[str, typer.Option(help="Tokens of each; several by commas. FLOPs are at the first length.")] = "128",
     dtype: Dtype = "fp32",
@@ -51,15 +52,16 @@ def measure(
 
     With --engine and --dtype it is the deployed form that is measured, its metric, file size and memory included:
     openvino (fp32, bf16, int8), onnxruntime (fp32, int8, int8-static), torch and torch-compile (fp32, bf16).
-    Without --subnet, --width and --depth the whole grid, and RUN/sweep.json (or RUN/sweep-ENGINE-DTYPE.json) is written
-    anew.
+    Without --subnet, --subnets, --width and --depth the whole grid. The result goes to RUN/sweep.json (or
+    RUN/sweep-ENGINE-DTYPE.json), beside other sizes that were measured in the same way: pick chooses from all of them.
     """
     from dynabert.latency_model import FEWEST
     from dynabert.progress import progress_bars
     from dynabert.results import PLAIN, latency_model_of, measure_run
     from dynabert.sweep import LatencySettings
 
-    chosen = None if (subnet, width, depth) == (None, None, None) else (subnet_of(subnet, width, depth),)
+    given = (subnets, subnet, width, depth)
+    chosen = None if given == (None, None, None, None) else sizes_of(*given)
     if (engine, dtype) != PLAIN and (not latency or device not in (None, "cpu")):
         raise SettingError(
             f"{engine} {dtype} is measured with its latency and on the CPU; leave --no-latency and --device out"
@@ -122,7 +124,8 @@ def pick(
     if as_json:
         print_json(row.to_dict())
         return
-    cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {row.cost.flops / 1e9:.2f} GFLOPs"
+    flops = f"{row.cost.flops / 1e9:.2f} GFLOPs at {sweep.context.seq_len} tokens"
+    cost = f"{row.cost.n_params / 1e6:.2f} M parameters, {flops}"
     if row.cost.latency_ms is not None:
         cost += f", {row.cost.latency_ms:.2f} ms"
     typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
@@ -177,9 +180,7 @@ def export(
     from dynabert.export import ExportSettings, export_run
     from dynabert.progress import progress_bars
 
-    if subnets and (subnet, width, depth) != (None, None, None):
-        raise SettingError("give --subnets, or one size, not both")
-    chosen = subnets_of(subnets) if subnets else (subnet_of(subnet, width, depth),)
+    chosen = sizes_of(subnets, subnet, width, depth)
     settings = ExportSettings(engine, dtype, max_metric_drop, on_drop, (batch, seq), threads)  # type: ignore[arg-type]
     with progress_bars() as bars:
         sizes = export_run(run, chosen, out, settings=settings, progress=bars.measuring)
@@ -244,6 +245,7 @@ def search(
     what `dynabert measure` found with --engine and --dtype at --batch and --seq; what is found is then measured so.
     """
     from dynabert.progress import progress_bars
+    from dynabert.results import command_to_add
     from dynabert.search import Effort, budget_of, search_run
 
     budget = budget_of(
@@ -259,18 +261,8 @@ def search(
         print_json(result.to_dict())
     else:
         typer.echo(result.table(), nl=False)
-        typer.echo(f"have pick know it: {_measure_command(run, result.found.subnet, (engine, dtype), (batch, seq))}")
         typer.echo(_next_step(run, result.found.subnet, engine, dtype))
-
-
-def _measure_command(run: Path, subnet: str, form: tuple[str, str], shape: tuple[int | None, int | None]) -> str:
-    """How to measure a size in a form, at the batch and length that were asked for."""
-    from dynabert.results import PLAIN
-
-    engine, dtype = (None, None) if form == PLAIN else form
-    told = {"engine": engine, "dtype": dtype, "batch": shape[0], "seq": shape[1]}
-    options = "".join(f" --{name} {value}" for name, value in told.items() if value is not None)
-    return f"dynabert measure {run} --subnet {subnet}{options}"
+        typer.echo(f"have pick know it: {command_to_add(run, result.found.subnet, engine=engine, dtype=dtype)}")
 
 
 def _times(run: Path, engine: str, dtype: str, shape: tuple[int | None, int | None], *, any_machine: bool) -> "Sweep":

@@ -81,7 +81,7 @@ class TimedSize:
     :param measured_ms: median, all sizes by turns.
     :param p95_ms: 95th percentile.
     :param metric: main metric of the deployed form on the validation rows, in hundredths.
-    :param swept_ms: median when the grid was measured; None outside the grid.
+    :param swept_ms: median when the grid was measured; None where it was not.
     """
 
     how: str
@@ -94,7 +94,7 @@ class TimedSize:
 
     @property
     def drift(self) -> float:
-        """By which share it is slower now than when the grid was measured; 0 outside the grid."""
+        """By which share it is slower now than when the grid was measured; 0 where it was not."""
         return 0.0 if self.swept_ms is None else self.measured_ms / self.swept_ms - 1
 
 
@@ -196,7 +196,7 @@ def check_latency(
     :param limit: milliseconds at most.
     """
     subnets = tuple(dict.fromkeys(Subnet.parse(name) for name, _ in chosen.values()))
-    sweep = measure_run(run, subnets=subnets, latency=timed.settings, progress=progress, device=device)
+    sweep = measure_run(run, subnets=subnets, latency=timed.settings, keep=False, progress=progress, device=device)
     rows = {row.subnet: row for row in sweep.rows}
     sizes = []
     for how, (name, predicted) in chosen.items():
