@@ -1,94 +1,157 @@
 """How far every exported form is from PyTorch over a whole validation split: the part `parity` of export.py."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from common import data_folder
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+from dynabert.batches import Batch, Batches, Encoded, encode
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError
 from dynabert.export import Checks, ExportSettings, export, export_sharing
+from dynabert.exported import Parity
+from dynabert.job import EVALUATION_BATCH
 from dynabert.loading import load_tokenizer
+from dynabert.measure import predict
 from dynabert.measurement import ENGINE_DTYPES
 from dynabert.results import Saved, load_result
 from dynabert.subnet import Subnet
+from dynabert.tasks import Task
 
 FULL, SMALL = Subnet(), Subnet(0.25, 0.5)
+SPREAD = 3.0  # of the logits of random weights, about as far as those of a trained network reach
+RANDOM_DROP = 0.05  # that int8 may cost random weights, whose decisions are closer than trained ones
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network whose exports are compared.
+
+    :param rows: of the roles select and validation.
+    :param pad_id: its padding token.
+    :param max_metric_drop: what its files in bf16 and int8 may lose.
+    :param is_random: its labels are what each size itself says, so that its metric is 1 and a flip costs something.
+    """
+
+    family: str
+    elastic: ElasticModel
+    task: Task
+    rows: tuple[Encoded, Encoded]
+    pad_id: int
+    max_metric_drop: float
+    is_random: bool
+
+    def checks(self, subnet: Subnet) -> Checks:
+        """The rows, with labels."""
+        select, validation = (self._labelled(rows, subnet) for rows in self.rows)
+        return Checks(self.task, select, validation)
+
+    def _labelled(self, rows: Encoded, subnet: Subnet) -> tuple[Batch, ...]:
+        batches = self.batches(rows)
+        if not self.is_random:
+            return batches
+        logits = predict(self.elastic.at(subnet), batches)
+        said = logits[:, 0] if self.task.is_regression else logits.argmax(axis=1)
+        labels = np.empty_like(said)
+        labels[np.argsort(rows.ids, kind="stable")] = said  # predictions come by ascending ids
+        return self.batches(replace(rows, labels=labels))
+
+    def batches(self, rows: Encoded) -> tuple[Batch, ...]:
+        """Each row once, padded as the network is used to."""
+        return tuple(Batches(rows, batch_size=EVALUATION_BATCH, seed=0, pad_id=self.pad_id, shuffle=False))
 
 
 def parity(run: Path | None, *, quick: bool) -> list[dict[str, Any]]:
     """A row for every network, size, engine and type.
 
     :param run: a finished run; its network and rows are BERT's. RoBERTa is a small one with random weights, of which
-        only closeness can be asked, on the same rows.
+        only closeness can be asked, on the same rows as RoBERTa is given rows: its own padding, no types of tokens.
     """
     data_folder()  # the rows of a run come from there
     if run is None:
         raise SystemExit("parity needs --run RUN, a finished run folder")
-    elastic = load_result(run)
-    prepared = Saved.of(run).rows(load_tokenizer(run / "elastic"))
-    checks = Checks(prepared.task, tuple(prepared.select), tuple(prepared.validation))
+    bert = _trained(run)
     rows = []
-    for family, network in {"bert": elastic, "roberta": _roberta(elastic)}.items():
+    for network in (bert, _random_roberta(bert)):
         for subnet in (SMALL,) if quick else (FULL, SMALL):
+            checks = network.checks(subnet)
             for engine, dtypes in ENGINE_DTYPES.items():
-                for dtype in dtypes:
-                    if engine == "torch-compile" or (family == "roberta" and dtype != "fp32"):
-                        continue
-                    rows.append(_row(family, network, subnet, ExportSettings(engine, dtype), checks))
+                if engine != "torch-compile":  # the same files as torch
+                    rows += [_row(network, subnet, engine, dtype, checks) for dtype in dtypes]
     with TemporaryDirectory(prefix="dynabert-") as scratch:
-        sizes = export_sharing(elastic, tuple(elastic.grid), Path(scratch) / "shared", checks=checks)
+        sizes = export_sharing(
+            bert.elastic, tuple(bert.elastic.grid), Path(scratch) / "shared", checks=bert.checks(FULL)
+        )
         total = sum(path.stat().st_size for path in (Path(scratch) / "shared").iterdir())
     worst = max(sizes, key=lambda size: size.parity.max_difference)
-    rows.append(
-        {**_said("bert", worst.parity, "12 sizes, one file of weights", "onnxruntime", "fp32"), "MB": total / 1e6}
-    )
+    start = {"network": "bert", "size": f"{len(sizes)} sizes, one file", "engine": "onnxruntime", "dtype": "fp32"}
+    fused = f"{sum(size.n_fused or 0 for size in sizes)}/{sum(size.n_layers for size in sizes)}"
+    rows.append({**start, **_said(worst.parity), "fused": fused, "result": "written", "MB": total / 1e6})
     return rows
 
 
-def _row(
-    family: str, network: ElasticModel, subnet: Subnet, settings: ExportSettings, checks: Checks
-) -> dict[str, Any]:
+def _row(network: _Network, subnet: Subnet, engine: str, dtype: str, checks: Checks) -> dict[str, Any]:
+    start = {"network": network.family, "size": subnet.name, "engine": engine, "dtype": dtype}
+    settings = ExportSettings(engine, dtype, max_metric_drop=network.max_metric_drop)
     with TemporaryDirectory(prefix="dynabert-") as scratch:
         try:
-            made = export(network, subnet, Path(scratch) / "deploy", checks=checks, settings=settings)
+            made = export(network.elastic, subnet, Path(scratch) / "deploy", checks=checks, settings=settings)
         except ModelFileError as error:
-            empty = dict.fromkeys(
-                ("max difference", "metric", "torch", "same as torch", "as full", "flips", "fused"), ""
-            )
-            start = {"network": family, "size": subnet.name, "engine": settings.engine, "dtype": settings.dtype}
-            return {**start, **empty, "result": f"refused: {error}"[:60], "MB": ""}
+            return {**start, **_said(None), "fused": "", "result": f"refused: {error}", "MB": ""}
     fused = "" if made.n_fused is None else f"{made.n_fused}/{made.n_layers}"
-    row = _said(family, made.parity, subnet.name, settings.engine, settings.dtype)
-    return {**row, "fused": fused, "MB": made.file_bytes / 1e6}
+    return {**start, **_said(made.parity), "fused": fused, "result": "written", "MB": made.file_bytes / 1e6}
 
 
-def _said(family: str, parity: Any, size: str, engine: str, dtype: str) -> dict[str, Any]:  # noqa: ANN401 (a Parity)
-    return {
-        "network": family,
-        "size": size,
-        "engine": engine,
-        "dtype": dtype,
-        "max difference": parity.max_difference,
-        "metric": 100 * parity.metric,
-        "torch": 100 * parity.torch_metric,
-        "same as torch": parity.same_size,
-        "as full": parity.agreement,
-        "flips": parity.negative_flips,
-        "fused": "",
-        "result": "written",
-        "MB": "",
-    }
+def _said(parity: Parity | None) -> dict[str, Any]:
+    """The columns of a comparison, empty where there is none."""
+    names = ("max difference", "metric", "torch", "95 % low", "95 % high", "same as torch", "as full", "flips")
+    if parity is None:
+        return dict.fromkeys(names, "")
+    points = (parity.metric, parity.torch_metric, parity.difference_low, parity.difference_high)
+    values = (parity.max_difference, *(100 * point for point in points), parity.same_size, parity.agreement)
+    return dict(zip(names, (*values, parity.negative_flips), strict=True))
 
 
-def _roberta(like: ElasticModel) -> ElasticModel:
-    """A small RoBERTa with random weights for the token ids and labels of another network."""
-    config = like.model.config
+def _trained(run: Path) -> _Network:
+    """The network of a run, and its held-out rows."""
+    tokenizer, saved = load_tokenizer(run / "elastic"), Saved.of(run)
+    task, roles = saved.roles()
+    select, validation = (
+        encode(tokenizer, rows, saved.plan.batching.max_length) for rows in (roles.select, roles.validation)
+    )
+    drop = ExportSettings().max_metric_drop
+    return _Network("bert", load_result(run), task, (select, validation), tokenizer.pad_token_id, drop, False)
+
+
+def _random_roberta(like: _Network) -> _Network:
+    """A small RoBERTa for the token ids and labels of another network, with random weights and logits that spread."""
+    config = like.elastic.model.config
     torch.manual_seed(0)
     sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_labels")}
     heads = {"num_attention_heads": config.num_attention_heads, "intermediate_size": config.intermediate_size}
-    made = RobertaConfig(**sizes, **heads, max_position_embeddings=514, type_vocab_size=1)
-    return ElasticModel(RobertaForSequenceClassification(made).eval())
+    made = RobertaConfig(
+        **sizes,
+        **heads,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        initializer_range=config.hidden_size**-0.5,  # the usual 0.02 leaves attention even, and hides its errors
+    )
+    elastic = ElasticModel(RobertaForSequenceClassification(made).eval(), like.elastic.grid)
+    rows = tuple(replace(encoded, type_ids=None) for encoded in like.rows)
+    network = _Network("roberta", elastic, like.task, rows, made.pad_token_id, RANDOM_DROP, True)
+    _spread(elastic.model.classifier.out_proj, predict(elastic.at(FULL), network.batches(rows[0])))
+    return network
+
+
+@torch.no_grad()
+def _spread(head: torch.nn.Linear, logits: np.ndarray) -> None:
+    """Centre each logit, and scale all of them to reach about as far as a trained network's."""
+    centre = torch.from_numpy(logits.mean(axis=0))
+    scale = SPREAD / float((torch.from_numpy(logits) - centre).abs().max())
+    head.weight.mul_(scale)
+    head.bias.copy_((head.bias - centre) * scale)

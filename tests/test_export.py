@@ -1,20 +1,29 @@
 """Exports appear whole and checked or not at all, say what they are, and predict as the network that they came from."""
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import tiny_model
+from small_job import write_encoder
 from test_measure import batches, encoded
 
+from dynabert.batches import Batches, encode
+from dynabert.data import Rows
 from dynabert.deployed import measure_deployed
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
-from dynabert.export import Checks, ExportSettings, export, export_sharing
+from dynabert.export import Checks, ExportSettings, _Making, export, export_sharing
 from dynabert.exported import ExportIndex, open_export
-from dynabert.measure import predict
+from dynabert.hub import push_folder
+from dynabert.loading import load, load_tokenizer
+from dynabert.measure import machine_of, predict
+from dynabert.predict import predict_lines
 from dynabert.subnet import Subnet
 from dynabert.sweep import LatencySettings, Sweep
 from dynabert.tasks import TASKS
@@ -51,7 +60,11 @@ def test_an_export_says_what_it_is_and_predicts_as_the_subnet(
     assert made.parity.max_difference < 1e-4 and made.parity.same_size == 1 and made.parity.metric == 1
     assert made.n_fused == made.n_layers == 2 and made.unquantised == ()
     assert made.file_bytes == sum(path.stat().st_size for path in (tmp_path / "deploy").glob("model.onnx*"))
-    assert ExportIndex.of(tmp_path / "deploy").sizes == (made,)
+    index = ExportIndex.of(tmp_path / "deploy")
+    assert index.sizes == (made,) and made.parity.difference_low == made.parity.difference_high == 0
+    here = machine_of(elastic.model.device, n_threads=1, engine=f"onnxruntime {made.version}")
+    assert index.made.machine == here and index.made.max_metric_drop is None
+    assert index.made.options == {"intra_op_num_threads": 1, "session.intra_op.allow_spinning": "0"}
     session = open_export(tmp_path / "deploy")
     for batch in checks.validation:
         logits = session({name: rows.numpy() for name, rows in batch.inputs.items()})
@@ -102,8 +115,31 @@ def test_fallback_leaves_the_most_sensitive_layer_in_fp32(
     assert export(elastic, SMALL, tmp_path / "lossy", checks=checks, settings=lossy).unquantised == ()
     some = export(elastic, SMALL, tmp_path / "some", checks=checks, settings=replace(lossy, max_metric_drop=0.3))
     assert some.unquantised == (0,)  # the one that shifts most
+    low, gap, high = (
+        some.parity.difference_low,
+        some.parity.metric - some.parity.torch_metric,
+        some.parity.difference_high,
+    )
+    assert low < gap < high < 0 and ExportIndex.of(tmp_path / "some").made.max_metric_drop == 0.3
     strict = export(elastic, SMALL, tmp_path / "strict", checks=checks, settings=replace(lossy, max_metric_drop=0))
     assert strict.unquantised == (0, 1) and strict.parity.metric == 1
+
+
+def test_what_only_the_validation_rows_show_is_refused_with_both_numbers(
+    elastic: ElasticModel, checks: Checks, tmp_path: Path, coarse: None
+) -> None:
+    easy = [replace(batch, labels=batch.labels * 0) for batch in checks.select]  # the class that the shift favours
+    settings = ExportSettings("onnxruntime", "int8", on_drop="fallback", **QUICK)
+    said = r"loses [01]\.\d+ \(95 % interval [01]\.\d+ to [01]\.\d+\) of the metric on the validation rows, more than "
+    said += r"0\.01, but -[01]\.\d+ on the select rows by which it was made; .* take fp32$"
+    with pytest.raises(ModelFileError, match=said):
+        export(elastic, SMALL, tmp_path / "x", checks=Checks(MNLI, easy, checks.validation), settings=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_metrics_are_within_a_limit_of_nothing(elastic: ElasticModel, checks: Checks) -> None:
+    making = _Making(elastic, SMALL, ExportSettings("onnxruntime", max_metric_drop=0.01), checks, None)
+    assert making.is_within(0.93 - 0.92) and 0.93 - 0.92 > 0.01 and not making.is_within(0.0101)
 
 
 def test_a_wrong_fp32_file_is_refused(elastic: ElasticModel, checks: Checks, tmp_path: Path, coarse: None) -> None:
@@ -166,9 +202,12 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"has no export.json; give the --out of a `dynabert export`"):
         open_export(tmp_path)
     (tmp_path / "export.json").write_text(json.dumps({"format_version": 9}))
-    with pytest.raises(ModelFileError, match="later version"):
+    with pytest.raises(ModelFileError, match="later version; update dynabert"):
         open_export(tmp_path)
-    (tmp_path / "export.json").write_text(json.dumps({"format_version": 1, "sizes": [{}]}))
+    (tmp_path / "export.json").write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(ModelFileError, match="former version; export again"):
+        open_export(tmp_path)
+    (tmp_path / "export.json").write_text(json.dumps({"format_version": 2, "sizes": [{}]}))
     with pytest.raises(ModelFileError, match="is not what `dynabert export` writes"):
         open_export(tmp_path)
 
@@ -187,3 +226,69 @@ def test_the_deployed_form_is_measured(elastic: ElasticModel, checks: Checks, tm
     assert sweep.context.machine.n_threads == 1 and sweep.context.seq_len == 8
     sweep.to_json(tmp_path / "sweep.json")
     assert Sweep.from_json(tmp_path / "sweep.json") == sweep
+
+
+TEXTS = ["film is warm", "film is warm plot is flat number 3 3 4 cast is dull"]
+WITHOUT = "import sys\nfor name in {names}: sys.modules[name] = None\n"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[ElasticModel, Checks, object]:
+    """A network with a tokenizer of its own, texts and what it says of them."""
+    folder = tmp_path_factory.mktemp("job") / "encoder"
+    write_encoder(folder, n_layers=4)
+    model, tokenizer = load(folder, n_labels=2), load_tokenizer(folder)
+    model.config.id2label = {0: "bad", 1: "good"}
+    tokenizer.model_max_length = 9  # where training cut texts off
+    rows = Rows(texts=(TEXTS,), labels=[0, 1], ids=[0, 1])
+    drawn = encode(tokenizer, rows, max_length=9)
+    given = tuple(Batches(drawn, batch_size=2, seed=0, pad_id=tokenizer.pad_token_id, shuffle=False))
+    return ElasticModel(model), Checks(replace(MNLI, name="mine", labels=("bad", "good")), given, given), tokenizer
+
+
+def logits_of(program: str, *, names: tuple[str, ...], folder: Path) -> np.ndarray:
+    """What a program of its own process prints last, with some packages missing."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(names=names) + program], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_the_card_says_how_to_run_it_without_dynabert(
+    engine: str, job: tuple[ElasticModel, Checks, object], tmp_path: Path
+) -> None:
+    elastic, checks, tokenizer = job
+    settings = ExportSettings(engine, **QUICK)
+    out = tmp_path / "deploy"
+    made = export(elastic, SMALL, out, checks=checks, settings=settings, save_tokenizer=tokenizer.save_pretrained)
+    card = (out / "README.md").read_text()
+    assert f"| {made.parity.metric:.4f} |" in card and f"`{ExportIndex.of(out).made.fingerprint}`" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    code = code.replace('["some text", "another one"]', json.dumps(TEXTS))
+    missing = ("dynabert", *(() if engine == "torch" else ("torch", "transformers", "onnx")))
+    logits = logits_of(f"{code}\nimport json\nprint(json.dumps(logits.tolist()))", names=missing, folder=out)
+    expected = predict(elastic.at(SMALL), checks.validation)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    said = [prediction.label for prediction in predict_lines(out, TEXTS, n_threads=1)]
+    assert said == [("bad", "good")[best] for best in logits.argmax(axis=1)]
+    sent = dict(push_folder(out, "me/small", dry_run=True).files)
+    assert {"README.md", "export.json", "tokenizer.json"} < sent.keys()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_opening_needs_the_engine_alone(engine: str, elastic: ElasticModel, checks: Checks, tmp_path: Path) -> None:
+    export(elastic, SMALL, tmp_path / "deploy", checks=checks, settings=ExportSettings(engine, **QUICK))
+    row = checks.validation[0].part(0, 1)
+    inputs = {name: column.tolist() for name, column in row.inputs.items()}
+    program = f"""
+import json
+import numpy as np
+from dynabert.exported import open_export
+run = open_export("deploy")
+print(json.dumps(run({{name: np.array(column) for name, column in {inputs}.items()}}).tolist()))
+"""
+    missing = ("torch", "transformers", "onnx", "onnxscript", "nncf", "onnxruntime.quantization")
+    logits = logits_of(program, names=missing, folder=tmp_path)
+    np.testing.assert_allclose(logits, elastic.at(SMALL)(**row.inputs).logits.detach().numpy(), atol=1e-4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_job import write_encoder
 
-from dynabert.errors import DataError, ModelFileError
+from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.predict import predict_lines
 
@@ -71,3 +71,19 @@ def test_lines_that_cannot_be_decoded_are_bad_data(model_dir: Path, tmp_path: Pa
     (tmp_path / "lines").write_bytes(b"film is warm\n\xff\n")
     with (tmp_path / "lines").open(encoding="utf-8") as lines, pytest.raises(DataError, match="UTF-8"):
         list(predict_lines(model_dir / "classifier", lines))
+
+
+def test_calls_take_the_threads_that_are_asked_for(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(folder: Path, **settings: object) -> torch.nn.Module:
+        model = load(folder, **settings)
+        model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        return model
+
+    monkeypatch.setattr("dynabert.predict.load", watched)
+    before = torch.get_num_threads()
+    list(predict_lines(model_dir / "classifier", ["film is warm"], n_threads=before + 1))
+    assert seen == [before + 1] and torch.get_num_threads() == before
+    with pytest.raises(SettingError, match="threads 0 must be 1 or more"):
+        list(predict_lines(model_dir / "classifier", ["film is warm"], n_threads=0))

@@ -17,6 +17,7 @@ from dynabert.batches import Batch, in_row_order
 from dynabert.elastic import ElasticModel
 from dynabert.engines import Engine, Inputs, Session, engine_of
 from dynabert.engines.footprint import footprint
+from dynabert.exported import Parity
 from dynabert.measure import (
     context_of,
     cost_of,
@@ -29,6 +30,7 @@ from dynabert.measure import (
     quality_of,
     random_inputs,
 )
+from dynabert.statistics import ROW_METRICS, paired_difference
 from dynabert.subnet import Subnet
 from dynabert.sweep import LatencySettings, Sweep
 from dynabert.tasks import Task, metric_of
@@ -151,6 +153,38 @@ def answers(session: Session, batches: Iterable[Batch]) -> np.ndarray:
         logits.append(session({name: rows.numpy() for name, rows in batch.inputs.items()}))
         ids.append(batch.ids.numpy())
     return in_row_order(logits, ids)
+
+
+def parity_of(elastic: ElasticModel, subnet: Subnet, session: Session, rows: Sequence[Batch], *, task: Task) -> Parity:
+    """How far a session is from the Subnet and the full network that it was made from.
+
+    :param rows: with labels.
+    :param task: says how predictions are judged.
+    """
+    labels = labels_of(rows)
+    file, same, full = answers(session, rows), predict(elastic.at(subnet), rows), predict(elastic.at(Subnet()), rows)
+    metrics = [main_metric(metric_of(task, labels, logits)) for logits in (file, same, full)]
+    difference = paired_difference(ROW_METRICS[task.primary_metric], labels, file, same)
+    if task.is_regression:
+        pearson = ROW_METRICS["pearson"]
+        alike, agreement = pearson(same[:, 0], file), pearson(full[:, 0], file)
+        flips = None
+    else:
+        said, own, whole = (logits.argmax(axis=1) for logits in (file, same, full))
+        alike, agreement = float(np.mean(said == own)), float(np.mean(said == whole))
+        flips = float(np.mean((whole == labels) & (said != labels)))
+    return Parity(
+        n_rows=len(labels),
+        max_difference=float(np.abs(file - same).max()),
+        metric=metrics[0],
+        torch_metric=metrics[1],
+        difference_low=difference.low,
+        difference_high=difference.high,
+        full_metric=metrics[2],
+        same_size=alike,
+        agreement=agreement,
+        negative_flips=flips,
+    )
 
 
 def calibration_of(batches: Iterable[Batch], n: int = N_CALIBRATION) -> list[Inputs]:

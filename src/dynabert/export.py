@@ -1,13 +1,15 @@
 """A Subnet as a file that runs fast where it is deployed, and the proof that it computes the same.
 
-The folder holds the engine's files, the tokenizer, and ``export.json``: what it is, how to run it, and how far it is
-from the network that it was made from. An fp32 file that differs by more than rounding is not written; a file in int8
-or bf16 that costs more of the metric than allowed is refused, or keeps its most sensitive layers in fp32.
+The folder holds the engine's files, the tokenizer, ``export.json`` (what it is, how to run it, how far it is from the
+network that it was made from) and a ``README.md`` that says the same to a reader. An fp32 file that differs by more
+than rounding is not written; a file in int8 or bf16 that costs more of the metric than allowed is refused, or keeps its
+most sensitive layers in fp32.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -16,23 +18,28 @@ import numpy as np
 import torch
 
 from dynabert.batches import Batch
-from dynabert.deployed import answers, calibration_of, n_bytes, write_subnet
+from dynabert.deployed import answers, calibration_of, n_bytes, parity_of, write_subnet
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.engines import Inputs, Session, engine_of
+from dynabert.engines import Inputs, Session, engine_of, input_names
 from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.exported import EXPORT_FILE, Exported, ExportIndex, Parity
-from dynabert.files import publish_folder, write_json
+from dynabert.export_card import Texts, export_card
+from dynabert.exported import Exported, ExportIndex, Provenance
+from dynabert.files import CARD, EXPORT_FILE, atomic_write_text, publish_folder, write_json
 from dynabert.loading import load_tokenizer
-from dynabert.measure import labels_of, main_metric, predict, random_inputs
+from dynabert.measure import fingerprint_of, labels_of, machine_of, predict, random_inputs
+from dynabert.measurement import LatencySettings, listed
+from dynabert.model_card import Origin
 from dynabert.results import Saved, load_result
+from dynabert.run_card import origin_of
 from dynabert.statistics import ROW_METRICS
 from dynabert.subnet import Subnet
-from dynabert.sweep import LatencySettings
-from dynabert.tasks import Task, metric_of
+from dynabert.tasks import Task
 from dynabert.timing import Progress, tell, timings
 
 FP32_TOLERANCE = 1e-4
 """Largest difference of a logit between an fp32 file and PyTorch that is taken for rounding."""
+
+_METRIC_ROUNDING = 1e-12  # of two equal metrics that were added up differently
 
 SaveTokenizer = Callable[[Path], object]
 """Writes the files of a tokenizer to a folder."""
@@ -96,6 +103,7 @@ def export(
     checks: Checks,
     settings: ExportSettings | None = None,
     save_tokenizer: SaveTokenizer | None = None,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a Subnet to a folder of files that an engine runs; it appears whole and checked, or not at all.
@@ -103,6 +111,7 @@ def export(
     :param elastic: the network, with the head of the task, on the CPU.
     :param folder: where to; an earlier export is replaced.
     :param save_tokenizer: writes the tokenizer's files to a folder.
+    :param origin: what the network was made from, for the folder's card.
     :param progress: told how far it is.
     :raises SettingError: an engine that is not installed.
     :raises ModelFileError: the file is further from the network than allowed; nothing is written.
@@ -110,10 +119,10 @@ def export(
     settings = settings or ExportSettings()
     making = _Making(elastic, subnet, settings, checks, progress)
     with publish_folder(folder) as temporary:
-        unquantised = making.write_within_limits(temporary)
-        exported = making.described(temporary, ".", unquantised)
-        making.check(exported)
-        _finish(temporary, elastic, (exported,), save_tokenizer)
+        written = making.write_within_limits(temporary)
+        exported = making.described(temporary, ".", written.unquantised)
+        making.check(exported, select_drop=written.drop)
+        making.finish(temporary, (exported,), save_tokenizer=save_tokenizer, origin=origin)
     return exported
 
 
@@ -125,6 +134,7 @@ def export_sharing(
     checks: Checks,
     settings: ExportSettings | None = None,
     save_tokenizer: SaveTokenizer | None = None,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> tuple[Exported, ...]:
     """Write several Subnets as ONNX graphs in fp32 that share one file of weights; for the parameters see `export`.
@@ -153,21 +163,20 @@ def export_sharing(
             sizes.append(making.described(temporary, f"{subnet.name}.onnx", ()))
             making.check(sizes[-1])
         tell(progress, "predict", len(subnets), len(subnets))
-        _finish(temporary, elastic, tuple(sizes), save_tokenizer)
+        making.finish(temporary, tuple(sizes), save_tokenizer=save_tokenizer, origin=origin)
     return tuple(sizes)
 
 
-def _finish(
-    folder: Path, elastic: ElasticModel, sizes: tuple[Exported, ...], save_tokenizer: SaveTokenizer | None
-) -> None:
-    """What lies beside the engine's files: tokenizer and index."""
-    if save_tokenizer is not None:
-        save_tokenizer(folder)
-    config = elastic.model.config
-    named = {
-        int(number): str(name) for number, name in (config.id2label or {}).items() if len(config.id2label or {}) > 1
-    }
-    write_json(folder / EXPORT_FILE, ExportIndex(sizes, named, longest_input(elastic.model)).to_dict())
+@dataclass(frozen=True)
+class _Written:
+    """A file that keeps the metric of the `select` rows.
+
+    :param unquantised: layers that are in fp32.
+    :param drop: what it costs of the metric.
+    """
+
+    unquantised: tuple[int, ...] = ()
+    drop: float = 0.0
 
 
 class _Making:
@@ -200,31 +209,34 @@ class _Making:
         )
         return self.engine.open(folder, dtype=self.settings.dtype, n_threads=self.n_threads)
 
-    def write_within_limits(self, folder: Path) -> tuple[int, ...]:
+    def is_within(self, drop: float) -> bool:
+        """Whether a file may lose so much of the metric."""
+        return drop <= self.settings.max_metric_drop + _METRIC_ROUNDING
+
+    def write_within_limits(self, folder: Path) -> _Written:
         """Write the file, with as few layers in fp32 as it takes to keep the metric of the `select` rows.
 
-        :return: those layers.
         :raises ModelFileError: it cannot be kept, or may not be by those means.
         """
         if self.settings.dtype == "fp32":
             self.write(folder, ())
-            return ()
+            return _Written()
         wanted = predict(self.elastic.at(self.subnet), self.checks.select)
         labels, metric = labels_of(self.checks.select), ROW_METRICS[self.checks.task.primary_metric]
-        lowest = metric(labels, wanted) - self.settings.max_metric_drop
-        n_layers = len(self.elastic.slices(self.subnet))
+        full, n_layers = metric(labels, wanted), len(self.elastic.slices(self.subnet))
         spared: tuple[int, ...] = ()
         order: list[int] | None = None
         while True:
-            reached = metric(labels, answers(self.write(_emptied(folder), spared), self.checks.select))
-            if reached >= lowest:
-                return tuple(sorted(spared))
-            drop = lowest + self.settings.max_metric_drop - reached
-            if self.settings.on_drop == "refuse" or not self.is_int8 or len(spared) == n_layers:
+            drop = full - metric(labels, answers(self.write(_emptied(folder), spared), self.checks.select))
+            if self.is_within(drop):
+                return _Written(tuple(sorted(spared)), drop)
+            refuses = self.settings.on_drop == "refuse"
+            if refuses or not self.is_int8 or len(spared) == n_layers:
+                fallback = ", keep sensitive layers in fp32 by --on-drop fallback" if refuses and self.is_int8 else ""
                 raise ModelFileError(
                     f"{self.subnet.name} in {self.settings.dtype} loses {drop:.4f} of the metric on the select rows, "
-                    f"more than {self.settings.max_metric_drop:g}; allow more by --max-metric-drop, keep sensitive "
-                    f"layers in fp32 by --on-drop fallback, or take fp32"
+                    f"more than {self.settings.max_metric_drop:g}; allow more by --max-metric-drop{fallback}, or take "
+                    f"fp32"
                 )
             order = order or self._most_sensitive_first(wanted, n_layers)
             spared = (*spared, order[len(spared)])
@@ -260,12 +272,13 @@ class _Making:
             n_fused=session.n_fused,
             file_bytes=n_bytes(folder / file),
             timing=timing,
-            parity=parity_of(self.elastic, self.subnet, session, self.checks),
+            parity=parity_of(self.elastic, self.subnet, session, self.checks.validation, task=self.checks.task),
         )
 
-    def check(self, exported: Exported) -> None:
+    def check(self, exported: Exported, *, select_drop: float = 0.0) -> None:
         """The last word: the whole validation split.
 
+        :param select_drop: what the file loses of the metric on the `select` rows, by which it was made.
         :raises ModelFileError: further from PyTorch than allowed.
         """
         parity = exported.parity
@@ -278,37 +291,54 @@ class _Making:
                 )
             return
         drop = parity.torch_metric - parity.metric
-        if not drop <= self.settings.max_metric_drop + 1e-12:
+        if not self.is_within(drop):
+            spared = f", layers {listed(exported.unquantised)} in fp32" if exported.unquantised else ""
             raise ModelFileError(
-                f"{exported.subnet} in {exported.dtype} loses {drop:.4f} of the metric on the validation rows, more "
-                f"than {self.settings.max_metric_drop:g}; allow more by --max-metric-drop, or take fp32"
+                f"{exported.subnet} in {exported.dtype} loses {drop:.4f} (95 % interval {-parity.difference_high:.4f} "
+                f"to {-parity.difference_low:.4f}) of the metric on the validation rows, more than "
+                f"{self.settings.max_metric_drop:g}, but {select_drop:.4f} on the select rows by which it was "
+                f"made{spared}; what these cannot show is not mended by --on-drop: allow more by --max-metric-drop, or "
+                f"take fp32"
             )
 
+    def finish(
+        self,
+        folder: Path,
+        sizes: tuple[Exported, ...],
+        *,
+        save_tokenizer: SaveTokenizer | None,
+        origin: Origin | None,
+    ) -> None:
+        """Write what lies beside the engine's files: tokenizer, index and card."""
+        if save_tokenizer is not None:
+            save_tokenizer(folder)
+        model, task = self.elastic.model, self.checks.task
+        names = {} if task.is_regression else model.config.id2label or {}
+        labels = {int(number): str(name) for number, name in names.items()}
+        index = ExportIndex(sizes, labels, longest_input(model), self.provenance())
+        write_json(folder / EXPORT_FILE, index.to_dict())
+        given = self.checks.validation[0].inputs
+        texts = Texts(
+            columns={name: name in given for name in input_names(model)},
+            pad_id=model.config.pad_token_id or 0,
+        )
+        card = export_card(index, folder, metric=task.primary_metric, texts=texts, origin=origin)
+        atomic_write_text(folder / CARD, card)
 
-def parity_of(elastic: ElasticModel, subnet: Subnet, session: Session, checks: Checks) -> Parity:
-    """How far a session is from the Subnet and the full network that it was made from, on the validation rows."""
-    rows, task = checks.validation, checks.task
-    labels = labels_of(rows)
-    file, same, full = answers(session, rows), predict(elastic.at(subnet), rows), predict(elastic.at(Subnet()), rows)
-    metrics = [main_metric(metric_of(task, labels, logits)) for logits in (file, same, full)]
-    if task.is_regression:
-        pearson = ROW_METRICS["pearson"]
-        alike, agreement = pearson(same[:, 0], file), pearson(full[:, 0], file)
-        flips = None
-    else:
-        said, own, whole = (logits.argmax(axis=1) for logits in (file, same, full))
-        alike, agreement = float(np.mean(said == own)), float(np.mean(said == whole))
-        flips = float(np.mean((whole == labels) & (said != labels)))
-    return Parity(
-        n_rows=len(labels),
-        max_difference=float(np.abs(file - same).max()),
-        metric=metrics[0],
-        torch_metric=metrics[1],
-        full_metric=metrics[2],
-        same_size=alike,
-        agreement=agreement,
-        negative_flips=flips,
-    )
+    def provenance(self) -> Provenance:
+        """Where the files come from."""
+        settings = self.settings
+        return Provenance(
+            machine=machine_of(
+                self.elastic.model.device,
+                n_threads=self.n_threads,
+                engine=f"{settings.engine} {self.engine.version}",
+            ),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            fingerprint=fingerprint_of(self.elastic, (), ()),
+            options=self.engine.options(dtype=settings.dtype, n_threads=self.n_threads),
+            max_metric_drop=None if settings.dtype == "fp32" else settings.max_metric_drop,
+        )
 
 
 def _emptied(folder: Path) -> Path:
@@ -340,7 +370,12 @@ def export_run(
     checked_target(Path(folder), Path(out), kept_by=EXPORT_FILE)
     prepared = Saved.of(out).rows(tokenizer)
     checks = Checks(prepared.task, tuple(prepared.select), tuple(prepared.validation))
-    common: dict[str, Any] = {"save_tokenizer": tokenizer.save_pretrained, "settings": settings, "progress": progress}
+    common: dict[str, Any] = {
+        "save_tokenizer": tokenizer.save_pretrained,
+        "origin": origin_of(Path(out)),
+        "settings": settings,
+        "progress": progress,
+    }
     if len(subnets) == 1:
         return (export(elastic, subnets[0], folder, checks=checks, **common),)
     return export_sharing(elastic, subnets, folder, checks=checks, **common)

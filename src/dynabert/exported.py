@@ -4,13 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dynabert.engines import Session, engine_of
+from dynabert.engines import Options, Session, engine_of
 from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.files import read_json, verify_manifest
-from dynabert.measurement import Timing
+from dynabert.files import EXPORT_FILE, read_json, verify_manifest
+from dynabert.measurement import Machine, Timing
 
-EXPORT_FILE = "export.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,8 @@ class Parity:
     :param max_difference: of a logit, against the same Subnet.
     :param metric: of the file.
     :param torch_metric: of the same Subnet in PyTorch.
+    :param difference_low: end of the 95 % bootstrap interval of metric - torch_metric, both on the same resampled rows.
+    :param difference_high: likewise.
     :param full_metric: of the full network in PyTorch.
     :param same_size: share of the rows with the class that the same Subnet says; of a regression, their correlation.
     :param agreement: likewise, with the full network.
@@ -30,6 +31,8 @@ class Parity:
     max_difference: float
     metric: float
     torch_metric: float
+    difference_low: float
+    difference_high: float
     full_metric: float
     same_size: float
     agreement: float
@@ -46,7 +49,7 @@ class Exported:
     :param n_layers: executed.
     :param n_fused: attention layers that the engine computes in one kernel; None where it does not say.
     :param file_bytes: of the size's own files; weights that several sizes share are not in it.
-    :param timing: on the machine that exported it.
+    :param timing: on the machine that exported it, see `Provenance`.
     """
 
     subnet: str
@@ -63,9 +66,27 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where the files of a folder come from, and how they were run when they were checked and timed.
+
+    :param date: ISO 8601, UTC.
+    :param fingerprint: of the weights of the whole network, whatever sizes of it are exported.
+    :param options: what the engine was told, in its own words; told otherwise it may compute something else.
+    :param max_metric_drop: what the files were allowed to lose of the metric; None in fp32, where rounding alone is.
+    """
+
+    machine: Machine
+    date: str
+    fingerprint: str
+    options: Options
+    max_metric_drop: float | None
+
+
+@dataclass(frozen=True)
 class ExportIndex:
     """What ``export.json`` holds.
 
+    :param made: of all its sizes.
     :param labels: names of the classes, by number; empty for a regression.
     :param max_length: tokens that the model takes at most.
     """
@@ -73,26 +94,28 @@ class ExportIndex:
     sizes: tuple[Exported, ...]
     labels: dict[int, str]
     max_length: int
+    made: Provenance
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         labels = {str(number): name for number, name in self.labels.items()}
-        sizes = [asdict(size) for size in self.sizes]
-        return {"format_version": FORMAT_VERSION, "labels": labels, "max_length": self.max_length, "sizes": sizes}
+        return {"format_version": FORMAT_VERSION, **asdict(self), "labels": labels}
 
     @classmethod
     def of(cls, folder: str | Path) -> "ExportIndex":
         """Read it from a folder.
 
-        :raises ModelFileError: there is none, or it is damaged or of a later version.
+        :raises ModelFileError: there is none, or it is damaged or of another version.
         """
         path = Path(folder) / EXPORT_FILE
         if not path.exists():
             raise ModelFileError(f"{folder} has no {EXPORT_FILE}; give the --out of a `dynabert export`")
         saved = read_json(path)
         try:
-            if saved["format_version"] > FORMAT_VERSION:
-                raise ModelFileError(f"{path} is of a later version; update dynabert")
+            if (version := saved["format_version"]) != FORMAT_VERSION:
+                later = version > FORMAT_VERSION
+                mend = "later version; update dynabert" if later else "former version; export again"
+                raise ModelFileError(f"{path} is of a {mend}")
             sizes = tuple(
                 Exported(
                     **{
@@ -105,7 +128,8 @@ class ExportIndex:
                 for size in saved["sizes"]
             )
             labels = {int(number): str(name) for number, name in saved["labels"].items()}
-            return cls(sizes, labels, int(saved["max_length"]))
+            made = Provenance(**{**saved["made"], "machine": Machine(**saved["made"]["machine"])})
+            return cls(sizes, labels, int(saved["max_length"]), made)
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelFileError(f"{path} is not what `dynabert export` writes ({error}); export again") from error
 

@@ -37,6 +37,8 @@ Result = TypeVar("Result")
 
 MANIFEST = "MANIFEST.json"
 CARD = "README.md"
+EXPORT_FILE = "export.json"
+"""Lies in a folder of files for an engine, see `dynabert.exported`."""
 MANIFEST_VERSION = 1
 
 _TRANSIENT = frozenset(

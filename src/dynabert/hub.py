@@ -1,4 +1,4 @@
-"""Upload a model folder to a repository of the Hugging Face hub: what would go, and sending it, in one commit."""
+"""Upload a folder, of a model or exported, to a repository of the Hugging Face hub: what would go, and sending it."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
-from dynabert.files import CARD, MANIFEST, storage_errors, verify_manifest
+from dynabert.files import CARD, EXPORT_FILE, MANIFEST, storage_errors, verify_manifest
 from dynabert.model_card import HERE
 from dynabert.model_files import CONFIG, HUB_ID, one_line
 
@@ -40,7 +40,8 @@ def push_folder(
 
     In the examples of its model card the name of the repository takes the place of that of the folder.
 
-    :param folder: holds a model; with a manifest it must be as the manifest says, its card excepted.
+    :param folder: holds a model, or what `dynabert export` wrote; with a manifest it must be as the manifest says, its
+        card excepted.
     :param repository: ``name`` or ``organisation/name``.
     :param private: of a new repository; by default as the account has it.
     :param dry_run: say what would be uploaded, and ask nothing of the hub.
@@ -70,8 +71,10 @@ def push_folder(
 
 def _files(folder: Path) -> dict[str, Path]:
     """The files of a model folder by relative POSIX path in ascending order, hidden ones left out."""
-    if not (folder / CONFIG).exists():
-        raise ModelFileError(f"{folder} is not a model folder (no {CONFIG}); give one, or a run folder")
+    if not (folder / CONFIG).exists() and not (folder / EXPORT_FILE).exists():
+        raise ModelFileError(
+            f"{folder} is not a model folder (no {CONFIG}, no {EXPORT_FILE}); give one, an exported or a run folder"
+        )
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
     with storage_errors(folder):

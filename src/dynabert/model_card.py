@@ -116,7 +116,7 @@ def elastic_card(
         _use_elastic(described, auto_class),
         *_provenance(sweep, origin),
         "## Limits",
-        _listed(_limits(sweep, origin, ["Sizes outside this grid can be cut out too. They were not trained."])),
+        bullets(_limits(sweep, origin, ["Sizes outside this grid can be cut out too. They were not trained."])),
     ]
     return _signed(data, body)
 
@@ -168,12 +168,12 @@ def _sizes(described: Description, sweep: Sweep | None) -> str:
             for subnet in described.grid
             for slices in (described.slices(subnet),)
         ]
-        return _table(("size", "layers", "once cut out, loads with"), lines) + "\n\nNothing was measured."
+        return table(("size", "layers", "once cut out, loads with"), lines) + "\n\nNothing was measured."
     context, latency = sweep.context, sweep.context.latency
     head = ["size", "layers", context.metric, "95 %", "agreement", "M parameters", "GFLOPs"]
     head += (["ms"] if latency else []) + ["once cut out, loads with"]
     text = (
-        f"{_table(head, [_size(row, timed=latency is not None) for row in sweep.rows])}\n\n"
+        f"{table(head, [_size(row, timed=latency is not None) for row in sweep.rows])}\n\n"
         f"On {context.n_rows:,} validation rows of {context.task}, which training never saw; 95 % bootstrap intervals "
         f"over rows. Agreement: with the teacher, whose {context.metric} is {context.reference:.4f}. FLOPs: of the "
         f"encoder, at {context.seq_len} tokens."
@@ -181,7 +181,7 @@ def _sizes(described: Description, sweep: Sweep | None) -> str:
     if latency is not None:
         text += (
             f" Milliseconds: median of {latency.repeats} calls of {latency.batch[0]} x {latency.seq[0]} tokens, "
-            f"{latency.engine} {latency.dtype}, on {_machine(context.machine)}."
+            f"{latency.engine} {latency.dtype}, on {machine_line(context.machine)}."
         )
     return text
 
@@ -250,7 +250,7 @@ def small_card(small: Small, parent: str, *, sweep: Sweep | None = None, origin:
         _use_small(small),
         *_provenance(sweep, origin, source=small.source),
         "## Limits",
-        _listed(_limits(sweep, origin, _limits_of(small))),
+        bullets(_limits(sweep, origin, _limits_of(small))),
     ]
     return _signed(data, body)
 
@@ -319,7 +319,7 @@ def _measured(results: "list[EvalResult]") -> str:
         low, high = ((result.metric_args or {}).get(name) for name in ("low_95", "high_95"))
         interval = f"{low:.3f} to {high:.3f}" if _is_number(low) and _is_number(high) else ""
         lines.append((str(result.metric_name), f"{result.metric_value:.4f}", interval, result.dataset_name))
-    return _table(("metric", "value", "95 %", "validation rows of"), lines)
+    return table(("metric", "value", "95 %", "validation rows of"), lines)
 
 
 def _use_small(small: Small) -> str:
@@ -369,20 +369,24 @@ def _limits_of(small: Small) -> list[str]:
 
 def _provenance(sweep: Sweep | None, origin: Origin | None, *, source: str | None = None) -> list[str]:
     lines = [f"Cut out of {_linked(source)}, whose card says how it was trained"] if source else []
-    if origin is not None:
-        lines += [
-            f"Base model: {_linked(origin.base_model) if origin.base_model else 'not on the hub'}",
-            f"Task: {origin.task}; {origin.rows}",
-            f"Recipe: {origin.recipe}",
-        ]
-        lines += [f"Trained on {_machine(origin.machine)}"] if origin.machine else []
+    lines += [] if origin is None else origin_lines(origin)
     if sweep is not None:
         context = sweep.context
         lines += [
             f"Teacher: {context.metric} {context.reference:.4f} on the same {context.n_rows:,} rows",
-            f"Measured {context.date} in {context.precision} on {_machine(context.machine)}",
+            f"Measured {context.date} in {context.precision} on {machine_line(context.machine)}",
         ]
-    return ["## Provenance", _listed(lines)] if lines else []
+    return ["## Provenance", bullets(lines)] if lines else []
+
+
+def origin_lines(origin: Origin) -> list[str]:
+    """What a model was made from."""
+    return [
+        f"Base model: {_linked(origin.base_model) if origin.base_model else 'not on the hub'}",
+        f"Task: {origin.task}; {origin.rows}",
+        f"Recipe: {origin.recipe}",
+        *([f"Trained on {machine_line(origin.machine)}"] if origin.machine else []),
+    ]
 
 
 def _linked(repository: str) -> str:
@@ -399,7 +403,8 @@ def _limits(sweep: Sweep | None, origin: Origin | None, own: list[str]) -> list[
     return [*limits, "What the base model has learned, its biases included, is still in it."]
 
 
-def _machine(machine: Machine) -> str:
+def machine_line(machine: Machine) -> str:
+    """A machine in words."""
     device = "" if machine.device == "cpu" else f", {machine.device}"
     threads = f"{machine.n_threads} thread" + ("s" if machine.n_threads != 1 else "")
     versions = f"torch {machine.torch}, transformers {machine.transformers}, dynabert {machine.dynabert}"
@@ -415,11 +420,13 @@ def _span(counts: Iterable[int]) -> str:
     return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
 
 
-def _listed(lines: list[str]) -> str:
+def bullets(lines: list[str]) -> str:
+    """Lines as a list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells under a head."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

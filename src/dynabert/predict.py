@@ -13,6 +13,7 @@ from dynabert.elastic import longest_input
 from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.exported import ExportIndex, is_export, open_export
 from dynabert.loading import load, load_tokenizer
+from dynabert.measure import threads
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Prediction:
 
 
 def predict_lines(
-    folder: str | Path, lines: Iterable[str], *, subnet: str | None = None, batch_size: int = 32
+    folder: str | Path,
+    lines: Iterable[str],
+    *,
+    subnet: str | None = None,
+    batch_size: int = 32,
+    n_threads: int | None = None,
 ) -> Iterator[Prediction]:
     """Predict texts one by one, in their order, reading no further ahead than one batch.
 
@@ -38,11 +44,14 @@ def predict_lines(
     :param lines: one text, or two separated by a tab, each; empty lines are left out.
     :param subnet: which size, where an exported folder has several.
     :param batch_size: texts that are run together.
+    :param n_threads: of a call; None takes what PyTorch is set to.
     :raises ModelFileError: a model without a task head, or one that cannot be loaded.
-    :raises SettingError: a size that the folder does not have.
+    :raises SettingError: a size that the folder does not have, or no threads.
     :raises DataError: a line with more than two texts, or one that is no text.
     """
-    run = _exported(folder, subnet) if is_export(folder) else _model(folder, subnet)
+    if n_threads is not None and n_threads < 1:
+        raise SettingError(f"threads {n_threads} must be 1 or more")
+    run = (_exported if is_export(folder) else _model)(folder, subnet, n_threads)
     tokenizer, texts = load_tokenizer(folder), text_lines(lines)
     limit = min(run.max_length, tokenizer.model_max_length)
     while chunk := list(islice(texts, batch_size)):
@@ -71,7 +80,7 @@ class _Runnable:
     max_length: int
 
 
-def _model(folder: str | Path, subnet: str | None) -> _Runnable:
+def _model(folder: str | Path, subnet: str | None, n_threads: int | None) -> _Runnable:
     if subnet is not None:
         raise SettingError(f"{folder} is one model; leave --subnet out, or give a folder of `dynabert export`")
     model = load(folder, head=None)
@@ -79,16 +88,17 @@ def _model(folder: str | Path, subnet: str | None) -> _Runnable:
         raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
 
     def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        with torch.inference_mode():
+        with torch.inference_mode(), threads(n_threads):
             return model(**{name: torch.from_numpy(column) for name, column in inputs.items()}).logits.numpy()
 
     labels = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     return _Runnable(logits, labels, longest_input(model))
 
 
-def _exported(folder: str | Path, subnet: str | None) -> _Runnable:
+def _exported(folder: str | Path, subnet: str | None, n_threads: int | None) -> _Runnable:
     index = ExportIndex.of(folder)
-    return _Runnable(open_export(folder, subnet=subnet), index.labels, index.max_length)
+    session = open_export(folder, subnet=subnet, n_threads=n_threads or torch.get_num_threads())
+    return _Runnable(session, index.labels, index.max_length)
 
 
 def text_lines(lines: Iterable[str]) -> Iterator[str]:

@@ -152,6 +152,18 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         engine_of("openvino", "fp32")
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "package"), [("openvino", "int8", "nncf"), ("onnxruntime", "fp32", "onnxscript")]
+)
+def test_what_writing_alone_needs_is_named_too(
+    name: str, dtype: str, package: str, small: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(name, dtype)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SettingError, match=rf"engine {name} needs {package}; run: pip install 'dynabert\[{name}\]'"):
+        engine.write(small, tmp_path, dtype=dtype, calibration=CALIBRATION)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("openvino", "int8"), ("onnxruntime", "int8-static")])
 def test_static_int8_without_rows_is_refused(name: str, dtype: str, small: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="needs calibration rows"):

@@ -25,7 +25,7 @@ def card(
 
 
 def push(
-    model: Annotated[Path, typer.Argument(help="A run folder, or any model folder.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="A run folder, or any model or exported folder.", show_default=False)],
     repository: Annotated[str, typer.Argument(help="Repository of the hub: me/my-model.", show_default=False)],
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Of a new repository; by default as the account has it.")
@@ -33,7 +33,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and upload nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload the elastic model of a run, or a model folder, to the Hugging Face hub, with its card."""
+    """Upload the elastic model of a run, or a model or exported folder, to the Hugging Face hub, with its card."""
     from dynabert.hub import push_folder
     from dynabert.results import folder_to_push
 

@@ -174,8 +174,9 @@ def export(
 ) -> None:
     """Write one size as files for the engine that will run it, and prove on the validation rows that they agree.
 
-    OUT has the engine's files, the tokenizer and export.json: differences from PyTorch, agreement with the full
-    network, size and latency. It appears only if the files are as good as asked for.
+    OUT has the engine's files, the tokenizer, export.json (differences from PyTorch, agreement with the full network,
+    size, latency, where it comes from) and a README.md that says how to run it without dynabert. It appears only if the
+    files are as good as asked for.
     """
     from dynabert.export import ExportSettings, export_run
     from dynabert.progress import progress_bars
@@ -198,8 +199,8 @@ def _describe(made: "Exported") -> None:
     parity, timing = made.parity, made.timing
     typer.echo(f"{made.subnet}: {made.engine} {made.version} {made.dtype}, {made.file_bytes / 1e6:.1f} MB")
     typer.echo(
-        f"metric {parity.metric:.4f} on {parity.n_rows} rows; in PyTorch {parity.torch_metric:.4f}, the full network "
-        f"{parity.full_metric:.4f}"
+        f"metric {parity.metric:.4f} on {parity.n_rows} rows; in PyTorch {parity.torch_metric:.4f} (difference, 95 %: "
+        f"{parity.difference_low:.4f} to {parity.difference_high:.4f}), the full network {parity.full_metric:.4f}"
     )
     flips = "" if parity.negative_flips is None else f", wrong where it is right {parity.negative_flips:.1%}"
     typer.echo(f"agrees with PyTorch {parity.same_size:.1%}, with the full network {parity.agreement:.1%}{flips}")
@@ -314,12 +315,13 @@ def predict(
         typer.Argument(help="Texts, or one file of them; a pair is separated by a tab. - or none: stdin."),
     ] = None,
     subnet: Annotated[str | None, typer.Option(help="Which size, where an exported folder has several.")] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Say what a model makes of a text, of a file, or of standard input: one text, or tab-separated pair, a line."""
     from dynabert.predict import predict_lines
 
-    predictions = predict_lines(model, lines_of(text or ["-"]), subnet=subnet)
+    predictions = predict_lines(model, lines_of(text or ["-"]), subnet=subnet, n_threads=threads)
     if as_json:
         print_json({"predictions": [asdict(prediction) for prediction in predictions]})
         return

@@ -1,7 +1,8 @@
 """What runs a small model where it is deployed: one small protocol, and the table of what speaks it.
 
 An engine writes a model to files of its own form and opens such files as a `Session`, a function from token ids to
-logits. All optional packages are imported by the engine that needs them, at its first use.
+logits. All optional packages are imported by the engine that needs them, at its first use; what writing alone needs
+(PyTorch, ONNX, quantisers) is imported by writing alone, so that a machine that only runs files does without.
 """
 
 import importlib
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,16 +25,35 @@ Inputs = Mapping[str, np.ndarray]
 """Arrays of int64, shape (batch, seq): input_ids, attention_mask, and token_type_ids where the model has types."""
 
 
+Options = dict[str, str | int]
+"""What an engine is told when it opens a file, in the engine's own words."""
+
+
 class Session(Protocol):
-    """A model that is ready to run.
+    """A model that is ready to run."""
 
-    :ivar n_fused: attention layers that the engine computes in one kernel; None where it does not say.
-    """
+    @property
+    def n_fused(self) -> int | None:
+        """Attention layers that the engine computes in one kernel; None where it does not say.
 
-    n_fused: int | None
+        Counting may need packages that running does not.
+        """
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Logits in float32, shape (batch, n_labels)."""
+
+
+class Example(NamedTuple):
+    """Python that runs a file without dynabert.
+
+    :param packages: to install, by the names that pip knows.
+    :param imports: lines.
+    :param lines: from ``folder``, and ``inputs`` (arrays by name, int64), to ``logits``, an array.
+    """
+
+    packages: tuple[str, ...]
+    imports: tuple[str, ...]
+    lines: tuple[str, ...]
 
 
 class Engine(Protocol):
@@ -68,6 +88,15 @@ class Engine(Protocol):
         :param n_threads: that one call may use.
         """
 
+    def options(self, *, dtype: str, n_threads: int) -> Options:
+        """What the engine is told by `open`: with other options the same files may compute something else."""
+
+    def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
+        """How others do what `open` does.
+
+        :param file: what is opened, relative to the folder that was written; ``.`` is the folder itself.
+        """
+
 
 _MODULES = {
     "openvino": ("openvino_engine", "OpenvinoEngine"),
@@ -89,11 +118,22 @@ def engine_of(name: str, dtype: str) -> Engine:
     if dtype not in ENGINE_DTYPES[name]:
         raise SettingError(one_of(f"dtype of {name}", dtype, ENGINE_DTYPES[name]))
     module, cls = _MODULES[name]
-    try:
+    with needing(name):
         engine: Engine = getattr(importlib.import_module(f"dynabert.engines.{module}"), cls)()
-    except ImportError as error:
-        raise SettingError(f"engine {name} needs {error.name}; run: pip install 'dynabert[{name}]'") from error
     return engine
+
+
+@contextmanager
+def needing(engine: str) -> Iterator[None]:
+    """Say what to install, where the imports of an engine fail.
+
+    :param engine: its name, which is that of the extra.
+    :raises SettingError: a package that is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise SettingError(f"engine {engine} needs {error.name}; run: pip install 'dynabert[{engine}]'") from error
 
 
 def input_names(model: "PreTrainedModel") -> tuple[str, ...]:

@@ -7,15 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnxruntime
-import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from dynabert.engines import Inputs, completed, example_inputs, quiet
+from dynabert.engines import Example, Inputs, Options, completed, example_inputs, needing, quiet
 from dynabert.errors import SettingError
 
 if TYPE_CHECKING:
+    import onnx
+    import torch
     from transformers import PreTrainedModel
 
 GRAPH = "model.onnx"
@@ -29,15 +28,25 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 class OnnxruntimeSession:
     """A graph that ONNX Runtime has prepared for this machine."""
 
-    def __init__(self, path: Path, *, n_threads: int) -> None:
+    def __init__(self, path: Path, options: Options) -> None:
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads, settings.log_severity_level = n_threads, 3
-        # Idle threads that spin take the processor from whatever else runs.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.log_severity_level = 3
+        for name, value in options.items():
+            if _is_entry(name):
+                settings.add_session_config_entry(name, str(value))
+            else:
+                setattr(settings, name, value)
+        self._path = path
         self._session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         self._names = [node.name for node in self._session.get_inputs()]
-        graph = onnx.load(path, load_external_data=False).graph
-        self.n_fused: int | None = sum(node.op_type == "Attention" for node in graph.node)
+
+    @property
+    def n_fused(self) -> int | None:
+        """Attention operators of the graph, each of which is one kernel. Needs the onnx package."""
+        with needing("onnxruntime"):
+            import onnx
+        graph = onnx.load(self._path, load_external_data=False).graph
+        return sum(node.op_type == "Attention" for node in graph.node)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Logits in float32, shape (batch, n_labels)."""
@@ -62,37 +71,73 @@ class OnnxruntimeEngine:
 
         :raises SettingError: int8-static without calibration rows.
         """
+        if dtype == "int8-static" and not calibration:
+            raise SettingError("int8-static needs calibration rows; give some, a few hundred are enough")
         if dtype == "fp32":
             save_graph(model, folder / GRAPH)
             return
+        rows = _Rows(calibration, model) if dtype == "int8-static" else None
         with TemporaryDirectory(prefix="dynabert-") as scratch, quiet(*_NOISY):
-            plain = Path(scratch) / GRAPH
-            save_graph(model, plain)
-            spared = [
-                node.name
-                for node in onnx.load(plain, load_external_data=False).graph.node
-                if _layer_of(node) in unquantised
-            ]
-            common: dict[str, Any] = {
-                "per_channel": True,
-                "weight_type": QuantType.QInt8,
-                "op_types_to_quantize": _QUANTISED,
-                "nodes_to_exclude": spared,
-            }
-            if dtype == "int8":
-                quantize_dynamic(plain, folder / GRAPH, **common)
-                return
-            if not calibration:
-                raise SettingError("int8-static needs calibration rows; give some, a few hundred are enough")
-            quantize_static(plain, folder / GRAPH, _Rows(calibration, model), quant_format=QuantFormat.QDQ, **common)
+            save_graph(model, Path(scratch) / GRAPH)
+            _quantise(Path(scratch) / GRAPH, folder / GRAPH, rows=rows, unquantised=unquantised)
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OnnxruntimeSession:
         """Read and prepare; a graph can be named instead of its folder."""
-        return OnnxruntimeSession(folder if folder.is_file() else folder / GRAPH, n_threads=n_threads)
+        options = self.options(dtype=dtype, n_threads=n_threads)
+        return OnnxruntimeSession(folder if folder.is_file() else folder / GRAPH, options)
+
+    def options(self, *, dtype: str, n_threads: int) -> Options:
+        """The threads; idle ones that spin would take the processor from whatever else runs."""
+        return {"intra_op_num_threads": n_threads, "session.intra_op.allow_spinning": "0"}
+
+    def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
+        """A session with the same options."""
+        told = (
+            f'options.add_session_config_entry("{name}", "{value}")' if _is_entry(name) else f"options.{name} = {value}"
+            for name, value in self.options(dtype=dtype, n_threads=n_threads).items()
+        )
+        lines = (
+            "options = onnxruntime.SessionOptions()",
+            *told,
+            f'path = f"{{folder}}/{GRAPH if file == "." else file}"',
+            'model = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])',
+            "logits = model.run(None, inputs)[0]",
+        )
+        return Example(("onnxruntime",), ("import onnxruntime",), lines)
 
 
-def graph_of(model: "PreTrainedModel") -> torch.onnx.ONNXProgram:
+def _is_entry(name: str) -> bool:
+    """Whether an option is an entry of the configuration; others are attributes."""
+    return "." in name
+
+
+def _quantise(plain: Path, target: Path, *, rows: "_Rows | None", unquantised: Sequence[int]) -> None:
+    """Write a graph in int8.
+
+    :param rows: to find the ranges of activations on; None has them found as the graph runs.
+    """
+    with needing("onnxruntime"):
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    nodes = onnx.load(plain, load_external_data=False).graph.node
+    common: dict[str, Any] = {
+        "per_channel": True,
+        "weight_type": QuantType.QInt8,
+        "op_types_to_quantize": _QUANTISED,
+        "nodes_to_exclude": [node.name for node in nodes if _layer_of(node) in unquantised],
+    }
+    if rows is None:
+        quantize_dynamic(plain, target, **common)
+    else:
+        quantize_static(plain, target, rows, quant_format=QuantFormat.QDQ, **common)
+
+
+def graph_of(model: "PreTrainedModel") -> "torch.onnx.ONNXProgram":
     """A model as an ONNX graph with any number of rows and tokens; its one output is called logits."""
+    import torch
+
+    with quiet(*_NOISY), needing("onnxruntime"):
+        import onnxscript  # noqa: F401 (torch.onnx.export needs it, and would not say so in one line)
     inputs = {name: torch.from_numpy(array) for name, array in example_inputs(model).items()}
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
     with quiet(*_NOISY):
@@ -117,7 +162,7 @@ def save_graph(model: "PreTrainedModel", path: Path) -> None:
         program.save(path, external_data=True)
 
 
-def _layer_of(node: onnx.NodeProto) -> int | None:
+def _layer_of(node: "onnx.NodeProto") -> int | None:
     """The executed layer that a node of a graph is part of."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
@@ -128,8 +173,8 @@ def _layer_of(node: onnx.NodeProto) -> int | None:
     return None
 
 
-class _Rows(CalibrationDataReader):
-    """Calibration rows, one after the other."""
+class _Rows:
+    """Calibration rows, one after the other: a ``CalibrationDataReader`` by what it does."""
 
     def __init__(self, rows: Sequence[Inputs], model: "PreTrainedModel") -> None:
         names = list(example_inputs(model))

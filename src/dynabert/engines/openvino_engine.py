@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino
-import torch
 
-from dynabert.engines import Inputs, completed, example_inputs, quiet
+from dynabert.engines import Example, Inputs, Options, completed, example_inputs, needing, quiet
 from dynabert.errors import SettingError
 
 if TYPE_CHECKING:
@@ -26,15 +25,17 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 class OpenvinoSession:
     """A graph that OpenVINO has compiled for this machine."""
 
-    def __init__(self, graph: openvino.Model, *, dtype: str, n_threads: int) -> None:
-        settings = {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1}
-        asked = Counter(op.get_type_name() for op in graph.get_ops())["ScaledDotProductAttention"]
-        self._compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    def __init__(self, graph: openvino.Model, options: Options) -> None:
+        self._asked = Counter(op.get_type_name() for op in graph.get_ops())["ScaledDotProductAttention"]
+        self._compiled = openvino.Core().compile_model(graph, "CPU", options)
         self._names = [node.any_name for node in self._compiled.inputs]
         self._request = self._compiled.create_infer_request()
-        # An attention that is not fused has its softmax as a node of its own.
+
+    @property
+    def n_fused(self) -> int | None:
+        """Attention in one kernel; one that is not fused has its softmax as a node of its own."""
         alone = sum(_kind(op) == "Softmax" for op in self._compiled.get_runtime_model().get_ops())
-        self.n_fused: int | None = max(0, asked - alone)
+        return max(0, self._asked - alone)
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Logits in float32, shape (batch, n_labels)."""
@@ -65,6 +66,8 @@ class OpenvinoEngine:
 
         :raises SettingError: int8 without calibration rows, or without NNCF.
         """
+        import torch
+
         example = {name: torch.from_numpy(array) for name, array in example_inputs(model).items()}
         with _silent():
             graph = openvino.convert_model(model, example_input=example)
@@ -74,16 +77,28 @@ class OpenvinoEngine:
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OpenvinoSession:
         """Read and compile."""
-        return OpenvinoSession(openvino.Core().read_model(folder / GRAPH), dtype=dtype, n_threads=n_threads)
+        options = self.options(dtype=dtype, n_threads=n_threads)
+        return OpenvinoSession(openvino.Core().read_model(folder / GRAPH), options)
+
+    def options(self, *, dtype: str, n_threads: int) -> Options:
+        """The type of the products, the threads, and that one call has them all."""
+        return {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1}
+
+    def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
+        """Compile the graph with the same options."""
+        lines = (
+            f"options = {self.options(dtype=dtype, n_threads=n_threads)}".replace("'", '"'),
+            f'model = openvino.Core().compile_model(f"{{folder}}/{GRAPH}", "CPU", options)',
+            "logits = model(inputs)[0]",
+        )
+        return Example(("openvino",), ("import openvino",), lines)
 
 
 def _quantised(graph: openvino.Model, calibration: Sequence[Inputs], unquantised: Sequence[int]) -> openvino.Model:
     if not calibration:
         raise SettingError("int8 of openvino needs calibration rows; give some, a few hundred are enough")
-    try:
+    with needing("openvino"):
         import nncf
-    except ImportError as error:
-        raise SettingError("int8 of openvino needs nncf; run: pip install 'dynabert[openvino]'") from error
     names = [node.any_name for node in graph.inputs]
     rows = [completed(inputs, names) for inputs in calibration]
     layers = "|".join(map(str, unquantised))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from dynabert.engines import Inputs
+from dynabert.engines import Example, Inputs, Options
 from dynabert.loading import load, save_model
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class TorchSession:
 class TorchEngine:
     """PyTorch as it stands."""
 
+    _before_running: tuple[str, ...] = ()  # lines of an example
     version = torch.__version__
 
     def write(
@@ -61,6 +62,24 @@ class TorchEngine:
         model.to(_TYPES[dtype])
         return TorchSession(self._ready(model), n_threads=n_threads)
 
+    def options(self, *, dtype: str, n_threads: int) -> Options:
+        """The type of weights and products, and the threads."""
+        return {"dtype": str(_TYPES[dtype]), "num_threads": n_threads}
+
+    def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
+        """Load the folder with transformers; one with fewer heads brings its own code."""
+        lines = (
+            f"torch.set_num_threads({n_threads})",
+            'model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/model", trust_remote_code=True)',
+            f"model = model.to({_TYPES[dtype]}).eval()",
+            *self._before_running,
+            "with torch.inference_mode():",
+            "    logits = model(**{name: torch.from_numpy(rows) for name, rows in inputs.items()}).logits",
+            "logits = logits.float().numpy()",
+        )
+        imports = ("import torch", "from transformers import AutoModelForSequenceClassification")
+        return Example(("torch", "transformers"), imports, lines)
+
     def _ready(self, model: "PreTrainedModel") -> Callable[..., Any]:
         return model
 
@@ -71,6 +90,8 @@ class CompiledTorchEngine(TorchEngine):
     All sizes are one class, whose forward TorchDynamo compiles anew for each; after eight it would silently run the
     others as they stand. So the limit is far away, and reaching it is an error.
     """
+
+    _before_running = ("model = torch.compile(model, dynamic=True)",)
 
     def _ready(self, model: "PreTrainedModel") -> Callable[..., Any]:
         logging.getLogger("torch._inductor").setLevel(logging.ERROR)
