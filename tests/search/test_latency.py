@@ -204,9 +204,16 @@ def test_from_the_command_line_on_an_engine(
     shown = capsys.readouterr().out.splitlines()
     found = json.loads((run / "search" / "latency-ms-4-onnxruntime-fp32-2x16.json").read_text())["result"]
     how = "--engine onnxruntime --dtype fp32 --out deploy/"
-    assert shown[-2] == f"write it: dynabert export {run} --subnet {found['found']} {how}"
-    assert shown[-1].startswith(f"have pick know it: dynabert measure {run} --subnets {found['found']} --batch ")
-    assert shown[-1].endswith("--engine onnxruntime")
+    assert shown[-1] == f"write it: dynabert export {run} --subnet {found['found']} {how}"
+    options = "--batch 1,2 --seq 8,16 --repeats 3 --engine onnxruntime"  # as the grid was measured
+    assert shown[-2] == f"have pick know it: dynabert measure {run} --subnets {found['found']} {options}"
+    assert Sweep.from_json(path) == sweep, "what is measured in the end stays out of the file"
+    assert "onnxruntime fp32, 2 x 16 tokens, 1 threads" in "\n".join(shown)
+    for size, standing in zip(found["latency"]["sizes"], (found["standings"][0], found["standings"][-1]), strict=True):
+        assert size["measured_ms"] > 0 and size["metric"] == pytest.approx(standing["validation"])
+    assert call(monkeypatch, "search", run, "--max-flops-share", 0.5, *form) == 2
+    assert "give --max-latency-ms, or leave them" in capsys.readouterr().err
+    assert call(monkeypatch, *arguments, "--max-flops", 1e9) == 2
 
 
 def test_measuring_the_grid_says_how_far_others_can_be_predicted(

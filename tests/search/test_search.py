@@ -302,7 +302,7 @@ def test_only_layers_of_trained_depths_are_tried(run: Path) -> None:
 def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("search", run, "--max-flops-share", 0.5, "--trials", 20)
     assert call(monkeypatch, *arguments) == 0
-    *_, cut, add = capsys.readouterr().out.splitlines()
+    *_, add, cut = capsys.readouterr().out.splitlines()
     assert call(monkeypatch, *arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)["found"]
     assert cut == f"cut it out: dynabert extract {run} --subnet {found} --out small/"

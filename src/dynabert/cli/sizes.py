@@ -262,8 +262,8 @@ def search(
         print_json(result.to_dict())
     else:
         typer.echo(result.table(), nl=False)
-        typer.echo(_next_step(run, result.found.subnet, engine, dtype))
         typer.echo(f"have pick know it: {command_to_add(run, result.found.subnet, engine=engine, dtype=dtype)}")
+        typer.echo(_next_step(run, result.found.subnet, engine, dtype))
 
 
 def _times(run: Path, engine: str, dtype: str, shape: tuple[int | None, int | None], *, any_machine: bool) -> "Sweep":
