@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,10 @@ def beside_ours(
 
 
 def plotted(result: dict[str, Any]) -> bytes:
-    """Metric against latency, as SVG: a colour for ours and for each peer, a shape for each engine and type."""
+    """Metric against latency, as SVG: a colour for ours and for each peer, a shape for each engine and type.
+
+    The line is ours as it would be picked: at each latency the size and form that is best on the `select` rows.
+    """
     import altair as alt
 
     from dynabert.report.figure import Figure, image, spec_of
@@ -204,23 +208,31 @@ def plotted(result: dict[str, Any]) -> bytes:
         "metric": [row["metric"] for row in rows],
         "ms": [row["ms"] for row in rows],
     }
+    ours = sorted((row for row in rows if row["network"].startswith(OURS)), key=lambda row: row["ms"])
+    picked = accumulate(ours, lambda best, row: row if row["select"] > best["select"] else best)
+    front = {
+        "network": ["ours"] * len(ours),
+        "metric": [row["metric"] for row in picked],
+        "ms": [row["ms"] for row in ours],
+    }
     order = list(dict.fromkeys(data["network"]))
+    axes = {
+        "x": alt.X("ms:Q", title=f"ms a call, batch 1, {result['seq']} tokens", scale=alt.Scale(type="log")),
+        "y": alt.Y("metric:Q", title=result["main_metric"], scale=alt.Scale(zero=False)),
+        "color": alt.Color("network:N", title=None, sort=order, scale=alt.Scale(domain=order)),
+    }
+    line = alt.Chart(alt.NamedData("front")).mark_line(interpolate="step-after", strokeWidth=1.5).encode(**axes)
     points = (
-        alt.Chart(alt.NamedData("points"), height=300)
+        alt.Chart(alt.NamedData("points"))
         .mark_point(filled=True, size=60, opacity=0.85)
-        .encode(
-            x=alt.X("ms:Q", title=f"ms a call, batch 1, {result['seq']} tokens", scale=alt.Scale(type="log")),
-            y=alt.Y("metric:Q", title=result["main_metric"], scale=alt.Scale(zero=False)),
-            color=alt.Color("network:N", title=None, sort=order, scale=alt.Scale(domain=order)),
-            shape=alt.Shape("form:N", title=None),
-        )
+        .encode(**axes, shape=alt.Shape("form:N", title=None))
     )
     figure = Figure(
         name="peers",
         title="Beside peers",
         caption="",
-        spec=spec_of(points),
-        data={"points": data},
+        spec=spec_of((line + points).properties(height=300)),
+        data={"points": data, "front": front},
         controls=(),
         tables=(),
         images={"peers": {}},
