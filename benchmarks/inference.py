@@ -25,7 +25,7 @@ import torch
 from common import bert_base, finish, machine, median, minilm, options, table
 
 from dynabert.elastic import ElasticModel
-from dynabert.engines import Inputs, Session, engine_of
+from dynabert.engines import Inputs, Int8, Session, engine_of
 from dynabert.engines.torch_engine import TorchSession
 from dynabert.measurement import ENGINE_DTYPES
 from dynabert.subnet import Subnet, encoder_flops
@@ -64,7 +64,7 @@ def sessions(
         for place, subnet in enumerate(subnets):
             folder = Path(scratch) / str(place)
             folder.mkdir()
-            engine.write(elastic.extract(subnet).eval(), folder, dtype=dtype, calibration=calibration())
+            engine.write(elastic.extract(subnet).eval(), folder, dtype=dtype, int8=Int8(calibration()))
             found[subnet] = engine.open(folder, dtype=dtype, n_threads=threads)
         yield found
     del found

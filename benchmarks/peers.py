@@ -29,7 +29,7 @@ from common import finish, machine, options, table
 from dynabert.baselines.layerdrop import whole_layers
 from dynabert.baselines.plain import Rows, fine_tuned
 from dynabert.deployed import answers, calibration_of
-from dynabert.engines import Inputs, Session, engine_of
+from dynabert.engines import Inputs, Int8, Session, engine_of
 from dynabert.files import atomic_write_bytes
 from dynabert.job import Prepared
 from dynabert.measure import labels_of, predict
@@ -128,7 +128,7 @@ def sessions(
                 folder = scratch / str(len(found))
                 folder.mkdir()
                 runner = engine_of(engine, dtype)
-                runner.write(model.eval(), folder, dtype=dtype, calibration=ranges)
+                runner.write(model.eval(), folder, dtype=dtype, int8=Int8(ranges))
                 found[Form(network, engine, dtype)] = runner.open(folder, dtype=dtype, n_threads=n_threads)
         yield found
 

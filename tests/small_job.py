@@ -14,6 +14,7 @@ from dynabert.distill import Training
 from dynabert.loading import save_model
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES, TEACHER
+from dynabert.run import train
 from dynabert.subnet import SubnetGrid
 
 GOOD, BAD = ("warm", "witty", "moving", "bright"), ("flat", "dull", "hollow", "stale")
@@ -56,6 +57,13 @@ def write_job(folder: Path, *, n_layers: int = 2) -> tuple[Path, Source]:
     write_encoder(folder / "encoder", n_layers=n_layers)
     source = Source(train=folder / "train.csv", validation=folder / "dev.csv", text="text", label="label")
     return folder / "encoder", source
+
+
+def write_run(folder: Path) -> Path:
+    """A finished run of the job, without latency."""
+    encoder, source = write_job(folder)
+    train(encoder, source, folder / "run", plan=small_plan(), latency=None)
+    return folder / "run"
 
 
 def small_plan(**training: Any) -> Plan:

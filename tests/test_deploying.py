@@ -6,20 +6,16 @@ from pathlib import Path
 
 import pytest
 from calling import call
-from small_job import small_plan, write_job
+from small_job import write_run
 
 from dynabert.errors import SettingError
 from dynabert.results import check_machine, load_sweep, without_foreign_times
-from dynabert.run import train
 from dynabert.sweep import Sweep
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("job")
-    encoder, source = write_job(folder)
-    train(encoder, source, folder / "run", plan=small_plan(), latency=None)
-    return folder / "run"
+    return write_run(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +111,10 @@ def test_an_export_predicts(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (("pick", "RUN", "--engine", "openvino"), "has no sweep-openvino-fp32.json yet; run `dynabert measure"),
         (("export", "RUN", "--subnet", "w1-d1", "--out", "RUN/x"), "lies inside the run folder"),
         (("export", "RUN", "--subnet", "w1-d1", "--out", "FILE"), "is a file; give the name of a folder"),
-        (("export", "RUN", "--subnet", "w1-d1", "--out", "FULL"), "is not empty and holds no export.json"),
+        (
+            ("export", "RUN", "--subnet", "w1-d1", "--out", "FULL"),
+            "is not empty and holds no model (export.json); give another --out",
+        ),
         (
             ("export", "RUN", "--subnet", "w1-d1", "--subnets", "w1-d1", "--out", "x"),
             "--subnets, or one size, not both",

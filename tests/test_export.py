@@ -88,11 +88,11 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write = onnxruntime_engine.OnnxruntimeEngine.write
 
-    def harmful(self, model, folder, *, dtype, calibration=(), unquantised=()):
+    def harmful(self, model, folder, *, dtype, int8):
         import copy
 
         shifted = copy.deepcopy(model)
-        for layer in {0, 1} - set(unquantised):
+        for layer in {0, 1} - set(int8.unquantised):
             shifted.classifier.bias.data[0] += (40.0, 2.0)[layer]
         write(self, shifted, folder, dtype="fp32")
 

@@ -49,7 +49,8 @@ def small(subnet=Subnet(0.5, 0.75), **changes):
 def test_every_size_stands_in_the_header_and_in_the_table():
     card = elastic()
     header = header_of(card)
-    assert (header.library_name, header.base_model, header.language) == ("transformers", "someone/encoder", "en")
+    said = header.to_dict()
+    assert (said["library_name"], said["base_model"], said["language"]) == ("transformers", "someone/encoder", "en")
     assert header.datasets == ["nyu-mll/glue"] and header.metrics == ["accuracy", "f1"]
     values = {(result.metric_args["subnet"], result.metric_type): result.metric_value for result in header.eval_results}
     assert values == {

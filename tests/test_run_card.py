@@ -6,22 +6,19 @@ from pathlib import Path
 
 import pytest
 from folders import refusal
-from small_job import small_plan, write_job
+from small_job import write_run
 
 from dynabert.errors import SettingError
 from dynabert.files import verify_manifest
 from dynabert.model_card import header_of, is_unedited
 from dynabert.results import card_of_run, extract_run, folder_to_push, load_sweep, measure_run
-from dynabert.run import train
 from dynabert.run_card import origin_of
 from dynabert.subnet import Subnet
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    encoder, source = write_job(tmp_path_factory.mktemp("job"))
-    train(encoder, source, encoder.parent / "run", plan=small_plan(), latency=None)
-    return encoder.parent / "run"
+    return write_run(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture

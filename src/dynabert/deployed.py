@@ -15,7 +15,7 @@ import torch
 
 from dynabert.batches import Batch, in_row_order
 from dynabert.elastic import ElasticModel
-from dynabert.engines import Engine, Inputs, Session, engine_of
+from dynabert.engines import UNCALIBRATED, Engine, Inputs, Int8, Session, engine_of
 from dynabert.engines.footprint import footprint
 from dynabert.exported import Parity
 from dynabert.measure import (
@@ -64,7 +64,7 @@ def measure_deployed(
     :raises SettingError: an engine that is not installed, or settings that the model cannot take.
     """
     chosen, rows = list(elastic.grid if subnets is None else subnets), tuple(batches)
-    labels, inputs = labels_of(rows), random_inputs(elastic.model, settings)
+    labels, inputs = labels_of(rows), random_arrays(elastic, settings)
     compared = predict(elastic.at(Subnet()), rows) if reference is None else reference
     reference_metric = main_metric(metric_of(task, labels, compared))
     deploying = _Deploying(elastic, settings, calibration_of(calibration) if settings.is_int8 else ())
@@ -77,9 +77,8 @@ def measure_deployed(
         qualities = [
             quality_of(task, labels, answers(form.session, rows), compared, reference_metric) for form in forms
         ]
-        arrays = {shape: {name: rows.numpy() for name, rows in given.items()} for shape, given in inputs.items()}
         sessions = {subnet: form.session for subnet, form in zip(chosen, forms, strict=True)}
-        times = timings(sessions, arrays, repeats=settings.repeats, progress=progress)
+        times = timings(sessions, inputs, repeats=settings.repeats, progress=progress)
     context = context_of(
         task,
         n_rows=len(labels),
@@ -122,13 +121,19 @@ class _Deploying:
         """Write a size to a new folder, open it, and weigh it."""
         engine, dtype = self.settings.engine, self.settings.dtype
         folder.mkdir()
-        write_subnet(self.engine, self.elastic, subnet, folder, dtype=dtype, calibration=self.ranges)
+        write_subnet(self.engine, self.elastic, subnet, folder, dtype=dtype, int8=Int8(self.ranges))
         largest = max(self.settings.shapes, key=math.prod)
         return _Form(
             self.engine.open(folder, dtype=dtype, n_threads=self.n_threads),
             n_bytes(folder),
             footprint(folder, engine=engine, dtype=dtype, n_threads=self.n_threads, shape=largest),
         )
+
+
+def random_arrays(elastic: ElasticModel, settings: LatencySettings) -> dict[tuple[int, int], Inputs]:
+    """What `dynabert.measure.random_inputs` gives, as engines take it."""
+    inputs = random_inputs(elastic.model, settings)
+    return {shape: {name: rows.numpy() for name, rows in given.items()} for shape, given in inputs.items()}
 
 
 def write_subnet(
@@ -138,12 +143,11 @@ def write_subnet(
     folder: Path,
     *,
     dtype: str,
-    calibration: Sequence[Inputs] = (),
-    unquantised: Sequence[int] = (),
+    int8: Int8 = UNCALIBRATED,
 ) -> None:
     """Cut a Subnet out and have an engine write it, see `dynabert.engines.Engine.write`."""
     small = elastic.extract(subnet).eval()
-    engine.write(small, folder, dtype=dtype, calibration=calibration, unquantised=unquantised)
+    engine.write(small, folder, dtype=dtype, int8=int8)
 
 
 def answers(session: Session, batches: Iterable[Batch]) -> np.ndarray:

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from dynabert.batches import Batch
-from dynabert.deployed import answers, calibration_of, n_bytes, parity_of, write_subnet
+from dynabert.deployed import answers, calibration_of, n_bytes, parity_of, random_arrays, write_subnet
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.engines import Inputs, Session, engine_of, input_names
+from dynabert.engines import Inputs, Int8, Session, engine_of, input_names
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.export_card import Texts, export_card
 from dynabert.exported import Exported, ExportIndex, Provenance
-from dynabert.files import CARD, EXPORT_FILE, atomic_write_text, publish_folder, write_json
+from dynabert.files import CARD, EXPORT_FILE, atomic_write_text, check_place, publish_folder, write_json
 from dynabert.loading import load_tokenizer
-from dynabert.measure import fingerprint_of, labels_of, machine_of, predict, random_inputs
+from dynabert.measure import fingerprint_of, labels_of, machine_of, predict
 from dynabert.measurement import LatencySettings, listed
 from dynabert.model_card import Origin
 from dynabert.results import Saved, load_result
@@ -204,8 +204,7 @@ class _Making:
             self.subnet,
             folder,
             dtype=self.settings.dtype,
-            calibration=self.calibration,
-            unquantised=unquantised,
+            int8=Int8(self.calibration, unquantised),
         )
         return self.engine.open(folder, dtype=self.settings.dtype, n_threads=self.n_threads)
 
@@ -256,10 +255,7 @@ class _Making:
         """What is known of the file, which the engine opens by its name in the folder."""
         session = self.engine.open(folder / file, dtype=self.settings.dtype, n_threads=self.n_threads)
         latency = self.settings.latency
-        inputs = {
-            shape: {name: rows.numpy() for name, rows in given.items()}
-            for shape, given in random_inputs(self.elastic.model, latency).items()
-        }
+        inputs = random_arrays(self.elastic, latency)
         ((timing,),) = timings({"": session}, inputs, repeats=latency.repeats, progress=self.progress).values()
         return Exported(
             subnet=self.subnet.name,
@@ -364,10 +360,11 @@ def export_run(
     :param out: the run folder.
     :param subnets: one, or several that share their weights.
     :param folder: where to.
+    :raises SettingError: a folder that holds something else than an export, or lies inside the run folder.
     :raises DataError: the rows are not those of the run any more.
     """
     elastic, tokenizer = load_result(out), load_tokenizer(Path(out) / "elastic")
-    checked_target(Path(folder), Path(out), kept_by=EXPORT_FILE)
+    check_place(Path(folder), kept_by=EXPORT_FILE, outside=Path(out), what="the run folder")
     prepared = Saved.of(out).rows(tokenizer)
     checks = Checks(prepared.task, tuple(prepared.select), tuple(prepared.validation))
     common: dict[str, Any] = {
@@ -379,17 +376,3 @@ def export_run(
     if len(subnets) == 1:
         return (export(elastic, subnets[0], folder, checks=checks, **common),)
     return export_sharing(elastic, subnets, folder, checks=checks, **common)
-
-
-def checked_target(folder: Path, out: Path, *, kept_by: str) -> None:
-    """Refuse to write where something else lies.
-
-    :param kept_by: the file that a folder has which may be replaced.
-    :raises SettingError: a file, a folder inside the run, or one that holds something else.
-    """
-    if folder.is_file():
-        raise SettingError(f"{folder} is a file; give the name of a folder")
-    if folder.resolve().is_relative_to(out.resolve()):
-        raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
-    if folder.exists() and any(folder.iterdir()) and not (folder / kept_by).exists():
-        raise SettingError(f"{folder} is not empty and holds no {kept_by}; give another --out")

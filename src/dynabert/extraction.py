@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynabert.cut import described
-from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import CARD
+from dynabert.errors import ModelFileError
+from dynabert.files import CARD, check_place
 from dynabert.loading import load, load_tokenizer, read_shape, resolve, save_model
 from dynabert.model_card import Origin, Small, elastic_card, small_card
 from dynabert.model_files import CONFIG, MIB, TOKENIZER_FILES, find_file, hub_name
@@ -51,10 +51,8 @@ def extract_folder(
     :raises StorageError: disk full, no permission or an I/O error.
     """
     out = Path(out)
-    _check_place(out)
     folder = resolve(source)
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise SettingError(f"{out} lies inside the elastic model {source}; give an --out of its own")
+    check_place(out, kept_by=CONFIG, outside=folder, what="the elastic model")
     family, shape, head = read_shape(folder)
     sizes = described(folder, shape)
     trained = sizes.in_grid(subnet)
@@ -86,14 +84,6 @@ def extract_folder(
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
     save_model(model, out, tokenizer=tokenizer, extra_files={CARD: card})
     return Extracted(out, n_params, LOADERS[small.is_stock])
-
-
-def _check_place(out: Path) -> None:
-    """Refuse to write where something else than a model lies."""
-    if out.is_file():
-        raise SettingError(f"{out} is a file; give the name of a folder")
-    if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
-        raise SettingError(f"{out} is not empty and holds no model; give another --out")
 
 
 def _card_of(folder: Path) -> str:

@@ -303,6 +303,22 @@ def _delete(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def check_place(folder: Path, *, kept_by: str, outside: Path, what: str) -> None:
+    """Refuse a place for results where something else lies, or that is inside of what they are made from.
+
+    :param kept_by: the file that a folder has which may be replaced.
+    :param outside: the folder that results must not lie in.
+    :param what: that is, for the message.
+    :raises SettingError: such a place.
+    """
+    if folder.is_file():
+        raise SettingError(f"{folder} is a file; give the name of a folder")
+    if folder.resolve().is_relative_to(outside.resolve()):
+        raise SettingError(f"{folder} lies inside {what} {outside}; give an --out of its own")
+    if folder.exists() and any(folder.iterdir()) and not (folder / kept_by).exists():
+        raise SettingError(f"{folder} is not empty and holds no model ({kept_by}); give another --out")
+
+
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise SettingError(f"{target} is a file; choose the name of a folder")

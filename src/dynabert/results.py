@@ -16,12 +16,13 @@ from dynabert.elastic import ElasticModel
 from dynabert.engines import engine_of
 from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.extraction import Extracted, extract_folder
-from dynabert.files import CARD, read_json, verify_manifest
+from dynabert.files import CARD, check_place, read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
 from dynabert.joining import Fingerprint, joined, measure_command
 from dynabert.latency_model import LatencyModel
 from dynabert.loading import load, load_tokenizer, read_shape
 from dynabert.measure import LatencySettings, Progress, check_length, fingerprint_of, machine_of, measure, predict
+from dynabert.model_files import CONFIG
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
 from dynabert.run_card import origin_of, refresh_card, write_card
@@ -301,9 +302,8 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
     :raises SettingError: a folder that holds something else than a model.
     """
     out = Path(out)
-    if Path(folder).resolve().is_relative_to(out.resolve()):
-        raise SettingError(f"{folder} lies inside the run folder {out}; give an --out of its own")
     elastic = finished(out)
+    check_place(Path(folder), kept_by=CONFIG, outside=out, what="the run folder")
     return extract_folder(elastic, subnet, folder, pad_heads=pad_heads, sweep=_sweep_if_any(out), origin=origin_of(out))
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dynabert.deployed import calibration_of
 from dynabert.elastic import ElasticModel
-from dynabert.engines import Engine, completed, engine_of, input_names
+from dynabert.engines import Engine, Int8, completed, engine_of, input_names
 from dynabert.engines.footprint import footprint
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.subnet import Subnet
@@ -52,7 +52,7 @@ def run(name: str, dtype: str, small: PreTrainedModel, folder: Path, **settings:
 def test_low_precision_is_near_but_not_equal(
     name: str, dtype: str, small: PreTrainedModel, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    settings = {"calibration": CALIBRATION} if dtype.startswith("int8") else {}
+    settings = {"int8": Int8(CALIBRATION)} if dtype.startswith("int8") else {}
     logits = run(name, dtype, small, tmp_path, **settings)
     error = np.abs(logits - expected).max() / np.ptp(expected)
     assert 1e-5 < error < 0.15
@@ -67,7 +67,7 @@ def test_layers_that_are_left_unquantised_are_exact(
     for unquantised in ((), (0,), (0, 1)):
         folder = tmp_path / str(len(unquantised))
         folder.mkdir()
-        logits = run(name, dtype, small, folder, calibration=CALIBRATION, unquantised=unquantised)
+        logits = run(name, dtype, small, folder, int8=Int8(CALIBRATION, unquantised))
         errors.append(float(np.square(logits - expected).mean()))
     assert errors[0] > errors[1] > errors[2]  # the head is quantised still
 
@@ -161,7 +161,7 @@ def test_what_writing_alone_needs_is_named_too(
     engine = engine_of(name, dtype)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SettingError, match=rf"engine {name} needs {package}; run: pip install 'dynabert\[{name}\]'"):
-        engine.write(small, tmp_path, dtype=dtype, calibration=CALIBRATION)
+        engine.write(small, tmp_path, dtype=dtype, int8=Int8(CALIBRATION))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("openvino", "int8"), ("onnxruntime", "int8-static")])

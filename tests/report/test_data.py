@@ -9,7 +9,7 @@ from small_studies import EFFECTS, STANDINGS, beside, made_sweep, standing, writ
 from dynabert.errors import ModelFileError
 from dynabert.files import write_json
 from dynabert.report.data import collect
-from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN, Ablation
+from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN
 from dynabert.results import SWEEP_FILE
 from dynabert.studies.compare import OURS
 
@@ -104,14 +104,13 @@ def test_a_comparison_on_other_rows_is_named_and_not_shown(run, field, value):
 
 def test_what_ablate_wrote_is_read_row_by_row(run):
     write_ablation(run)
-    fields = ("factor", "variant", "where", "difference", "low", "high", "p_holm")
     _, ablated = collect(run).studies
-    assert ablated.effects == tuple(Ablation(*(getattr(row, field) for field in fields)) for row in EFFECTS)
+    assert ablated.effects == tuple(EFFECTS)
     assert str(ablated.trainings) == "1 TFLOPs of training each, seed 42"
 
 
 GOOD_ROW = {"factor": "rewiring", "variant": "random", "where": "mean", "difference": 1, "low": 0.5, "high": 2.0}
-GOOD_ROW |= {"p_holm": 0.5}
+GOOD_ROW |= {"p_holm": 0.5, "metric": 80, "lr": None}
 GOOD = {"seeds": [42], "training_flops": 1, "rows": [GOOD_ROW]}
 STOOD = {"method": "deebert", "share": 0.5, "point": "s0.1", "metric": 80, "flops": 0.5, "p_holm": 0.5}
 STOOD |= {"difference": [1, 0.5, 2.0]}

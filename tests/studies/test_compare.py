@@ -67,6 +67,9 @@ def test_what_is_written_has_a_sweep_of_every_method(run: Path) -> None:
     compare(run, **SETTINGS)
     saved = json.loads((run / "studies" / "compare.json").read_text())
     assert set(saved["sweeps"]) == {OURS, *SETTINGS["methods"]}
+    made = saved["made"]
+    assert (made["budget"], made["limit"], made["machine"]["device"]) == (SETTINGS["budget"], None, "cpu")
+    assert 180 < made["n_train"] < 240 and made["date"].startswith("20")  # of 240 rows some are select
     deebert = Sweep.from_dict(saved["sweeps"]["deebert"], what="here")
     layers = [row.n_layers for row in deebert.rows]
     assert layers == sorted(layers, reverse=True), "higher thresholds leave earlier"

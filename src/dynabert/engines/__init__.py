@@ -56,6 +56,20 @@ class Example(NamedTuple):
     lines: tuple[str, ...]
 
 
+class Int8(NamedTuple):
+    """How weights and activations become int8; other types do not ask.
+
+    :param calibration: inputs whose activations give the ranges of a static int8.
+    :param unquantised: layers, counted among the executed ones, whose products stay in fp32.
+    """
+
+    calibration: Sequence[Inputs] = ()
+    unquantised: Sequence[int] = ()
+
+
+UNCALIBRATED = Int8()
+
+
 class Engine(Protocol):
     """One way to run a model."""
 
@@ -63,22 +77,12 @@ class Engine(Protocol):
     def version(self) -> str:
         """Of the package that runs the model."""
 
-    def write(
-        self,
-        model: "PreTrainedModel",
-        folder: Path,
-        *,
-        dtype: str,
-        calibration: Sequence[Inputs] = (),
-        unquantised: Sequence[int] = (),
-    ) -> None:
+    def write(self, model: "PreTrainedModel", folder: Path, *, dtype: str, int8: Int8 = UNCALIBRATED) -> None:
         """Write a model to a folder in the engine's own form.
 
         :param model: with a task head, on the CPU, in evaluation mode; a view or a model of its own.
         :param folder: which exists; the engine's files go there.
         :param dtype: of the products, one of the engine's in `dynabert.sweep.ENGINE_DTYPES`.
-        :param calibration: inputs whose activations give the ranges of a static int8.
-        :param unquantised: layers, counted among the executed ones, whose products int8 leaves alone.
         """
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> Session:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from dynabert.engines import Example, Inputs, Options, completed, example_inputs, needing, quiet
+from dynabert.engines import UNCALIBRATED, Example, Inputs, Int8, Options, completed, example_inputs, needing, quiet
 from dynabert.errors import SettingError
 
 if TYPE_CHECKING:
@@ -58,28 +58,20 @@ class OnnxruntimeEngine:
 
     version = onnxruntime.__version__
 
-    def write(
-        self,
-        model: "PreTrainedModel",
-        folder: Path,
-        *,
-        dtype: str,
-        calibration: Sequence[Inputs] = (),
-        unquantised: Sequence[int] = (),
-    ) -> None:
+    def write(self, model: "PreTrainedModel", folder: Path, *, dtype: str, int8: Int8 = UNCALIBRATED) -> None:
         """Export by torch.export, and quantise where asked to: int8 finds its ranges as it runs, int8-static before.
 
         :raises SettingError: int8-static without calibration rows.
         """
-        if dtype == "int8-static" and not calibration:
+        if dtype == "int8-static" and not int8.calibration:
             raise SettingError("int8-static needs calibration rows; give some, a few hundred are enough")
         if dtype == "fp32":
             save_graph(model, folder / GRAPH)
             return
-        rows = _Rows(calibration, model) if dtype == "int8-static" else None
+        rows = _Rows(int8.calibration, model) if dtype == "int8-static" else None
         with TemporaryDirectory(prefix="dynabert-") as scratch, quiet(*_NOISY):
             save_graph(model, Path(scratch) / GRAPH)
-            _quantise(Path(scratch) / GRAPH, folder / GRAPH, rows=rows, unquantised=unquantised)
+            _quantise(Path(scratch) / GRAPH, folder / GRAPH, rows=rows, unquantised=int8.unquantised)
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OnnxruntimeSession:
         """Read and prepare; a graph can be named instead of its folder."""

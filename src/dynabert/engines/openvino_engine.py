@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import openvino
 
-from dynabert.engines import Example, Inputs, Options, completed, example_inputs, needing, quiet
+from dynabert.engines import UNCALIBRATED, Example, Inputs, Int8, Options, completed, example_inputs, needing, quiet
 from dynabert.errors import SettingError
 
 if TYPE_CHECKING:
@@ -53,15 +53,7 @@ class OpenvinoEngine:
 
     version = openvino.__version__.split("-")[0]
 
-    def write(
-        self,
-        model: "PreTrainedModel",
-        folder: Path,
-        *,
-        dtype: str,
-        calibration: Sequence[Inputs] = (),
-        unquantised: Sequence[int] = (),
-    ) -> None:
+    def write(self, model: "PreTrainedModel", folder: Path, *, dtype: str, int8: Int8 = UNCALIBRATED) -> None:
         """Trace, quantise where asked to, and write; fp32 and bf16 are the same files, the type is chosen at opening.
 
         :raises SettingError: int8 without calibration rows, or without NNCF.
@@ -72,7 +64,7 @@ class OpenvinoEngine:
         with _silent():
             graph = openvino.convert_model(model, example_input=example)
             if dtype == "int8":
-                graph = _quantised(graph, calibration, unquantised)
+                graph = _quantised(graph, int8)
             openvino.save_model(graph, folder / GRAPH, compress_to_fp16=False)
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OpenvinoSession:
@@ -94,15 +86,15 @@ class OpenvinoEngine:
         return Example(("openvino",), ("import openvino",), lines)
 
 
-def _quantised(graph: openvino.Model, calibration: Sequence[Inputs], unquantised: Sequence[int]) -> openvino.Model:
-    if not calibration:
+def _quantised(graph: openvino.Model, int8: Int8) -> openvino.Model:
+    if not int8.calibration:
         raise SettingError("int8 of openvino needs calibration rows; give some, a few hundred are enough")
     with needing("openvino"):
         import nncf
     names = [node.any_name for node in graph.inputs]
-    rows = [completed(inputs, names) for inputs in calibration]
-    layers = "|".join(map(str, unquantised))
-    spared = nncf.IgnoredScope(patterns=[rf".*\.layer\.({layers})\..*"], validate=False) if unquantised else None
+    rows = [completed(inputs, names) for inputs in int8.calibration]
+    layers = "|".join(map(str, int8.unquantised))
+    spared = nncf.IgnoredScope(patterns=[rf".*\.layer\.({layers})\..*"], validate=False) if layers else None
     return nncf.quantize(
         graph,
         nncf.Dataset(rows),

@@ -1,14 +1,14 @@
 """PyTorch, eager or compiled: a Hugging Face folder."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from dynabert.engines import Example, Inputs, Options
+from dynabert.engines import UNCALIBRATED, Example, Inputs, Int8, Options
 from dynabert.loading import load, save_model
 
 if TYPE_CHECKING:
@@ -44,15 +44,7 @@ class TorchEngine:
     _before_running: tuple[str, ...] = ()  # lines of an example
     version = torch.__version__
 
-    def write(
-        self,
-        model: "PreTrainedModel",
-        folder: Path,
-        *,
-        dtype: str,
-        calibration: Sequence[Inputs] = (),
-        unquantised: Sequence[int] = (),
-    ) -> None:
+    def write(self, model: "PreTrainedModel", folder: Path, *, dtype: str, int8: Int8 = UNCALIBRATED) -> None:
         """Write the model; of its weights only fp32 is written, so that nothing is lost."""
         save_model(model, folder / "model")
 

@@ -19,8 +19,9 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.studies import MEAN, Ablated, Ablation, Compared, Gap
+from dynabert.report.studies import Ablated, Compared, Gap
 from dynabert.report.tables import Table
+from dynabert.studies.ablate import MEAN, Effect
 
 SURE = 0.05
 """Points of a corrected p value below this are filled."""
@@ -84,7 +85,7 @@ class _Chart:
         )
 
 
-def _numbers(row: Gap | Ablation) -> tuple[str, str, str]:
+def _numbers(row: Gap | Effect) -> tuple[str, str, str]:
     return f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}", f"{row.p_holm:.3f}"
 
 

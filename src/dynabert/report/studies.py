@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 from dynabert.errors import ModelFileError
 from dynabert.files import read_json
 from dynabert.results import SWEEP_FILE
+from dynabert.studies import ablate, compare
+from dynabert.studies.ablate import Effect
+from dynabert.studies.trials import STUDIES
 from dynabert.sweep import Sweep
 
-COMPARED_FILE, ABLATED_FILE = "studies/compare.json", "studies/ablate.json"
+COMPARED_FILE, ABLATED_FILE = f"{STUDIES}/{compare.RESULT}", f"{STUDIES}/{ablate.RESULT}"
 OWN_METHOD, OWN_RUN = "DynaBERT", "DynaBERT, this run"
 """What DynaBERT is called among the methods that it is compared with, and the run itself where that is another one."""
-
-MEAN = "mean"
 
 Kind = TypeVar("Kind")
 
@@ -61,25 +62,6 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """What a variant changes: the difference of the main metric, in points, with its interval.
-
-    :param factor: what is varied.
-    :param variant: how.
-    :param where: the Subnet it is measured at, or ``mean`` over the grid.
-    :param p_holm: two-sided p value, corrected for all differences of the study.
-    """
-
-    factor: str
-    variant: str
-    where: str
-    difference: float
-    low: float
-    high: float
-    p_holm: float
-
-
-@dataclass(frozen=True)
 class Compared:
     """A comparison.
 
@@ -109,7 +91,7 @@ class Compared:
 class Ablated:
     """An ablation study."""
 
-    effects: tuple[Ablation, ...]
+    effects: tuple[Effect, ...]
     trainings: Trainings
 
 
@@ -173,13 +155,16 @@ def read_ablated(out: Path) -> Ablated:
     """
     path = out / ABLATED_FILE
     saved = _table(read_json(path), path)
-    return Ablated(tuple(_ablation(row, what) for row, what in _rows(saved, path)), _trainings(saved, path))
+    return Ablated(tuple(_effect(row, what) for row, what in _rows(saved, path)), _trainings(saved, path))
 
 
-def _ablation(row: Mapping[str, Any], what: str) -> Ablation:
+def _effect(row: Mapping[str, Any], what: str) -> Effect:
     factor, variant, where = (_typed(row, name, str, what) for name in ("factor", "variant", "where"))
-    numbers = (_typed(row, name, float, what) for name in ("difference", "low", "high", "p_holm"))
-    return Ablation(factor, variant, where, *numbers)
+    difference, low, high, p_holm, metric = (
+        _typed(row, name, float, what) for name in ("difference", "low", "high", "p_holm", "metric")
+    )
+    lr = None if row.get("lr") is None else _typed(row, "lr", float, what)
+    return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr)
 
 
 def _rows(saved: Mapping[str, Any], path: Path) -> Sequence[tuple[Mapping[str, Any], str]]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from dynabert.files import atomic_write_bytes, remove_folder, storage_errors, wr
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import load, load_tokenizer
-from dynabert.measure import labels_of, predict
+from dynabert.measure import labels_of, machine_of, predict
 from dynabert.plan import Plan
 from dynabert.recipes import Recipe, Stage
 from dynabert.results import Saved, load_result
@@ -198,10 +199,17 @@ class Study:
         return replace(recipe, stages=tuple(replace(stage, epochs=stage.epochs * factor) for stage in recipe.stages))
 
     def write(self, name: str, result: dict[str, Any]) -> None:
-        """Write what a study found to its folder."""
+        """Write what a study found to its folder, with what it was made by."""
+        made = {
+            "budget": self.budget,
+            "limit": self.source.limit,
+            "n_train": len(self._roles.train.ids),
+            "machine": asdict(machine_of(self.elastic.model.device)),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         with storage_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
-        write_json(self.folder / name, result)
+        write_json(self.folder / name, {**result, "made": made})
 
     def kept(self, name: str, settings: object, make: Callable[[], Trial]) -> Trial:
         """A trial from its file, or made and kept.
