@@ -1,15 +1,17 @@
 """What heads and neurons chosen per layer gain over the uniform grid at the same FLOPs, on finished runs.
 
-    DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/trec --shares 0.5,0.25 --json FILE
+    DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/rte --seeds 0,1,2 --json FILE
 
-Nothing is trained. Everything is chosen on the `select` rows: the row of the grid that all gains are over by its metric
-(`uniform`), the others by their distance from the full network, the grid's `nearest` among them. Gains are on the
-validation rows, paired, in points. `seconds` are of wall time from the start of a search to its choice, earlier runs of
-it included; `wall` is what this call took, measuring included. What was tried is kept in the run folders, so that a
-second run goes on from there.
+Nothing is trained, and every search begins with nothing: what others left in the run folders is not used. Everything
+is chosen on the `select` rows: the row of the grid that all gains are over by its metric (`uniform grid`), the others
+by their distance from the full network, the grid's `nearest` among them. Gains are on the validation rows, paired by
+row and by seed of the search, in points. `seconds` are of wall time from the start of a search to its choice; `wall` is
+what all of it took, measuring included.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -29,15 +31,33 @@ from dynabert.search import (
     SearchResult,
     search_run,
 )
+from dynabert.search.store import FOLDER
 from dynabert.statistics import ROW_METRICS, Difference, Resampled, mean_difference, resampled_difference
 
 QUICK_TRIALS = 40
 
 
-def gain(result: SearchResult, how: str, labels: Any, *, seed: int) -> Resampled:  # noqa: ANN401 (an array)
-    """What a choice gains over the uniform grid on each resample of the rows."""
-    sides = ({"": result.logits[side]} for side in (how, UNIFORM))
-    return resampled_difference(ROW_METRICS[result.metric], labels, *sides, n=N_RESAMPLES, seed=seed)
+def searched(run: Path, limit: CostLimit, effort: Effort, device: str | None) -> SearchResult:
+    """A search that knows nothing of earlier ones: in a folder with all that the run has but those."""
+    with TemporaryDirectory() as temporary:
+        alike = Path(temporary) / run.name
+        alike.mkdir()
+        for entry in run.resolve().iterdir():
+            if entry.name != FOLDER:
+                (alike / entry.name).symlink_to(entry)
+        return search_run(alike, limit, effort=effort, device=device)
+
+
+def gain(results: Sequence[SearchResult], how: str, labels: Any, *, draw: int) -> Resampled:  # noqa: ANN401 (an array)
+    """What a choice gains over the uniform grid on each resample of the rows and the seeds."""
+    sides = ({"": [result.logits[side] for result in results]} for side in (how, UNIFORM))
+    return resampled_difference(ROW_METRICS[results[0].metric], labels, *sides, n=N_RESAMPLES, seed=draw)
+
+
+def mean_metric(results: Sequence[SearchResult], how: str) -> float:
+    """Of a choice on the validation rows, over the seeds."""
+    found = [standing.validation for result in results for standing in result.standings if standing.how == how]
+    return round(sum(found) / len(found), 2)
 
 
 def text(difference: Difference) -> str:
@@ -54,40 +74,39 @@ def main() -> None:
         shares={"default": "0.5,0.25", "help": "of the full network's FLOPs"},
         minutes={"type": float, "default": 10.0, "help": "for each search"},
         trials={"type": int, "default": None, "help": "Subnets of each search at most"},
-        seed={"type": int, "default": 0, "help": "of the searches"},
+        seeds={"default": "0", "help": "of the searches, comma-separated"},
     )
     shares = [float(share) for share in chosen.shares.split(",")]
-    effort = Effort(chosen.minutes, QUICK_TRIALS if chosen.quick else chosen.trials, chosen.seed)
-    results: list[dict[str, Any]] = []
+    trials = QUICK_TRIALS if chosen.quick else chosen.trials
+    efforts = [Effort(chosen.minutes, trials, int(seed)) for seed in chosen.seeds.split(",")]
+    searches: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     gains: dict[tuple[float, str], list[Resampled]] = {}
-    for place, run in enumerate(chosen.runs):
+    for draw, run in enumerate(chosen.runs):
         labels = labels_of(Saved.of(run).rows(load_tokenizer(run / "elastic")).validation)
         for share in shares:
-            started = perf_counter()
-            result = search_run(run, CostLimit(share=share), effort=effort, device=chosen.device)
-            wall = perf_counter() - started
-            print(f"{run}\n{result.table()}", flush=True)
-            results.append({"run": run.name, "share": share, "wall": round(wall, 1), **result.to_dict()})
-            if UNIFORM not in result.logits:
+            results = []
+            for effort in efforts:
+                started = perf_counter()
+                results.append(searched(run, CostLimit(share=share), effort, chosen.device))
+                wall = round(perf_counter() - started, 1)
+                print(f"{run}, seed {effort.seed}\n{results[-1].table()}", flush=True)
+                about = {"run": run.name, "share": share, "seed": effort.seed, "wall": wall}
+                searches.append({**about, **results[-1].to_dict()})
+            if UNIFORM not in results[0].logits:
                 print(f"no row of the grid is as small as {share:g}: nothing to compare with")
                 continue
             for how in (NEAREST, ALIKE, PER_LAYER):
-                gains.setdefault((share, how), []).append(gain(result, how, labels, seed=place))
-            at = {standing.how: standing for standing in result.standings}
+                gains.setdefault((share, how), []).append(gain(results, how, labels, draw=draw))
             rows.append(
                 {
                     "run": run.name,
                     "share": share,
-                    "uniform": round(at[UNIFORM].validation, 2),
-                    "nearest": round(at[NEAREST].validation, 2),
-                    "alike": round(at[ALIKE].validation, 2),
-                    "per layer": round(at[PER_LAYER].validation, 2),
+                    **{how: mean_metric(results, how) for how in (UNIFORM, NEAREST, ALIKE, PER_LAYER)},
                     "gain alike": text(mean_difference(gains[share, ALIKE][-1:])),
                     "gain per layer": text(mean_difference(gains[share, PER_LAYER][-1:])),
-                    "tried": result.n_tried,
-                    "seconds": round(result.seconds),
-                    "wall": round(wall),
+                    "tried": " ".join(str(result.n_tried) for result in results),
+                    "seconds": round(max(result.seconds for result in results)),
                 }
             )
     table(rows)
@@ -96,7 +115,7 @@ def main() -> None:
         for (share, how), found in gains.items()
     ]
     table(means)
-    finish({"machine": machine(chosen.device), "searches": results, "means": means}, chosen.json)
+    finish({"machine": machine(chosen.device), "searches": searches, "means": means}, chosen.json)
 
 
 if __name__ == "__main__":

@@ -33,26 +33,62 @@ _BUFFERS = ("position_ids", "token_type_ids")
 _CHUNK_BYTES = 4 * MIB
 
 
+class _File:
+    """A weight file, read a piece at a time into one scratch buffer.
+
+    Scratch of its own for each tensor would leave holes between the tensors that are kept, of a third of their size.
+
+    :param path: the file.
+    :param file: it, open for reading, unbuffered.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+
+    def rows(self, start: int, n: int, width: int, dtype: torch.dtype) -> Tensor:
+        """Numbers that lie behind each other, shape (n, width), valid until the next call.
+
+        :param start: where they begin, in bytes.
+        :raises ModelFileError: the file ends before they do.
+        :raises StorageError: an I/O error.
+        """
+        n_bytes = n * width * dtype.itemsize
+        if n_bytes > len(self._scratch):
+            self._scratch = torch.empty(max(n_bytes, _CHUNK_BYTES), dtype=torch.uint8)
+        rest = self._scratch.numpy().data[:n_bytes]
+        with storage_errors(self.path):
+            while rest:
+                n_read = os.preadv(self._file.fileno(), [rest], start)
+                if not n_read:
+                    raise ModelFileError(f"{self.path} ends within its tensors; use another copy of it")
+                rest, start = rest[n_read:], start + n_read
+        return self._scratch[:n_bytes].view(dtype).view(n, width)
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor of a checkpoint, or the ranges of it that are wanted, not yet read.
 
     :param name: its own name, of which messages speak.
-    :param path: the file.
+    :param file: that it lies in.
     :param full: its sizes in the file.
     :param dtype: its safetensors type.
-    :param file: the file, open for reading, unbuffered.
     :param start: where its numbers begin, in bytes.
     :param ranges: for each of the leading axes, two at most, what is wanted; the rest is wanted whole.
     """
 
     name: str
-    path: Path
+    file: _File
     full: tuple[int, ...]
     dtype: str
-    file: BinaryIO
     start: int
     ranges: tuple[Ranges, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,14 +112,13 @@ class Stored:
         rows, columns = self._as_matrix()
         width = prod(self.full[1:])
         matrix = wanted.view(-1, sum(part.stop - part.start for part in columns))
-        row_bytes = width * _FLOATS[self.dtype].itemsize
+        dtype, written = _FLOATS[self.dtype], 0
+        row_bytes = width * dtype.itemsize
         at_once = max(1, _CHUNK_BYTES // row_bytes)
-        scratch = torch.empty(min(at_once, len(matrix)), width, dtype=_FLOATS[self.dtype])
-        written = 0
         for part in rows:
             for first in range(part.start, part.stop, at_once):
-                chunk = scratch[: min(at_once, part.stop - first)]
-                self._fill(chunk, self.start + first * row_bytes)
+                n = min(at_once, part.stop - first)
+                chunk = self.file.rows(self.start + first * row_bytes, n, width, dtype)
                 target, column = matrix[written : written + len(chunk)], 0
                 for kept in columns:
                     target[:, column : column + kept.stop - kept.start] = chunk[:, kept]
@@ -96,16 +131,6 @@ class Stored:
         rows = self.ranges[0] if self.ranges else (slice(0, self.full[0] if self.full else 1),)
         columns = self.ranges[1] if len(self.ranges) > 1 else (slice(0, prod(self.full[1:])),)
         return rows, columns
-
-    def _fill(self, chunk: Tensor, start: int) -> None:
-        """Read numbers that lie behind each other into a contiguous tensor."""
-        rest = chunk.view(torch.uint8).numpy().data.cast("B")
-        with storage_errors(self.path):
-            while rest:
-                n_read = os.preadv(self.file.fileno(), [rest], start)
-                if not n_read:
-                    raise ModelFileError(f"{self.path} ends within {self.name!r:.120}; use another copy of it")
-                rest, start = rest[n_read:], start + n_read
 
 
 @contextmanager
@@ -136,14 +161,15 @@ def _tensors_of(path: Path, stack: ExitStack) -> list[Stored]:
     """The tensors of one file, which stays open. The safetensors library checks the header; then it is read."""
     try:
         with safe_open(path, framework="pt"):
-            file = stack.enter_context(path.open("rb", buffering=0))
-            n_header = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(n_header))
+            opened = stack.enter_context(path.open("rb", buffering=0))
+            n_header = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(n_header))
     except (SafetensorError, OSError, ValueError) as error:
         raise _not_safetensors(path, error) from error
     header.pop("__metadata__", None)
+    file = _File(path, opened)
     return [
-        Stored(name, path, tuple(about["shape"]), about["dtype"], file, 8 + n_header + about["data_offsets"][0])
+        Stored(name, file, tuple(about["shape"]), about["dtype"], 8 + n_header + about["data_offsets"][0])
         for name, about in header.items()
     ]
 
