@@ -2,17 +2,21 @@
 
     python benchmarks/export.py --part memory --json docs/results/export-memory.json
     python benchmarks/export.py --part parity --run runs/four/trec --json docs/results/export-parity.json
+    python benchmarks/export.py --part fusion --json docs/results/export-fusion.json
 
 memory: the smallest size, (0.25, 0.5), of an elastic folder of the shape of bert-large (random weights, made on the
 spot) is written as a small model, by the lazy extraction and by loading the whole network first; see export_memory.py.
 
 parity: a trained network at full size and at (0.25, 0.5), exported by every engine in every type, and compared with
 PyTorch over the validation split; see export_parity.py.
+
+fusion: ONNX Runtime with attention as one operator, and spelt out; see export_fusion.py.
 """
 
 from pathlib import Path
 
 from common import finish, machine, options, table
+from export_fusion import fusion
 from export_memory import memory
 from export_parity import parity
 
@@ -21,16 +25,16 @@ def main() -> None:
     """Run a part, print, write."""
     chosen = options(
         __doc__,
-        part={"choices": ("memory", "parity"), "default": "memory", "help": "which part"},
+        part={"choices": ("memory", "parity", "fusion"), "default": "memory", "help": "which part"},
         run={"type": Path, "help": "a finished run folder, for parity"},
     )
     result: dict[str, object] = {"machine": machine("cpu"), "quick": chosen.quick}
     if chosen.part == "memory":
         result["memory"] = memory(quick=chosen.quick)
     else:
-        rows = parity(chosen.run, quick=chosen.quick)
+        rows = fusion(quick=chosen.quick) if chosen.part == "fusion" else parity(chosen.run, quick=chosen.quick)
         table(rows)
-        result["parity"] = rows
+        result[chosen.part] = rows
     finish(result, chosen.json)
 
 

@@ -17,6 +17,7 @@ from dynabert.batches import Batches, encode
 from dynabert.data import Rows
 from dynabert.deployed import measure_deployed
 from dynabert.elastic import ElasticModel
+from dynabert.engines import engine_of
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.export import Checks, ExportSettings, _Making, export, export_sharing
 from dynabert.exported import ExportIndex, open_export
@@ -64,7 +65,7 @@ def test_an_export_says_what_it_is_and_predicts_as_the_subnet(
     assert index.sizes == (made,) and made.parity.difference_low == made.parity.difference_high == 0
     here = machine_of(elastic.model.device, n_threads=1, engine=f"onnxruntime {made.version}")
     assert index.made.machine == here and index.made.max_metric_drop is None
-    assert index.made.options == {"intra_op_num_threads": 1, "session.intra_op.allow_spinning": "0"}
+    assert index.made.options == engine_of("onnxruntime", "fp32").options(dtype="fp32", n_threads=1)
     session = open_export(tmp_path / "deploy")
     for batch in checks.validation:
         logits = session({name: rows.numpy() for name, rows in batch.inputs.items()})

@@ -108,6 +108,17 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
     assert "reversed" in result.table() and "Holm" in result.table()
 
 
+def test_recipes_are_compared_with_the_papers_too(run: Path) -> None:
+    result = ablate(run, factors=["recipe"], n_seeds=1, lrs=(1e-3,), budget=0.5)
+    rows = {(row.variant, row.where): row for row in result.effects}
+    assert {variant for variant, _ in rows} == {"paper", "sandwich", "sandwich beside paper"}
+    for where in ("mean", "w0.5-d0.5"):
+        beside = rows["sandwich beside paper", where]
+        apart = rows["sandwich", where].difference - rows["paper", where].difference
+        assert beside.difference == pytest.approx(apart) and beside.low <= beside.difference <= beside.high
+        assert beside.metric == rows["sandwich", where].metric
+
+
 def test_settings_out_of_range_are_refused(run: Path) -> None:
     with pytest.raises(SettingError, match="must be above 0"):
         ablate(run, n_seeds=0)

@@ -67,10 +67,10 @@ def test_a_trial_that_is_kept_is_not_trained_again(run: Path) -> None:
     first = study.trained("again", plan, seed=42)
     assert count.steps > 0
     count.steps = 0
-    second = study.trained("again", plan, seed=42)
+    second = study.trained("by another name", plan, seed=42)
     assert count.steps == 0
     assert all(np.array_equal(first.logits[name], second.logits[name]) for name in first.logits)
-    study.trained("again", replace(plan, order="reversed"), seed=42)
+    study.trained("again", replace(plan, depth_rule="prefix"), seed=42)
     assert count.steps > 0, "another plan is another trial"
 
 

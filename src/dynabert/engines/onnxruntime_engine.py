@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 
-_OPSET = 23  # the first with an operator for attention: one kernel, where earlier opsets spell it out in ten nodes
+ATTENTION_OPSET = 23
+"""The first with an operator for attention: one kernel, where earlier opsets spell it out in a dozen nodes."""
+
 _QUANTISED = ["MatMul", "Gemm", "Gather"]  # Gather: the embeddings, most of the bytes of a small size
 _NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "root", "transformers")
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -54,9 +56,15 @@ class OnnxruntimeSession:
 
 
 class OnnxruntimeEngine:
-    """ONNX: a graph, and beside it a file of weights."""
+    """ONNX: a graph, and beside it a file of weights.
+
+    :param opset: the version of ONNX's operators that graphs are written in.
+    """
 
     version = onnxruntime.__version__
+
+    def __init__(self, opset: int = ATTENTION_OPSET) -> None:
+        self.opset = opset
 
     def write(self, model: "PreTrainedModel", folder: Path, *, dtype: str, int8: Int8 = UNCALIBRATED) -> None:
         """Export by torch.export, and quantise where asked to: int8 finds its ranges as it runs, int8-static before.
@@ -66,11 +74,11 @@ class OnnxruntimeEngine:
         if dtype == "int8-static" and not int8.calibration:
             raise SettingError("int8-static needs calibration rows; give some, a few hundred are enough")
         if dtype == "fp32":
-            save_graph(model, folder / GRAPH)
+            save_graph(model, folder / GRAPH, opset=self.opset)
             return
         rows = _Rows(int8.calibration, model) if dtype == "int8-static" else None
         with TemporaryDirectory(prefix="dynabert-") as scratch, quiet(*_NOISY):
-            save_graph(model, Path(scratch) / GRAPH)
+            save_graph(model, Path(scratch) / GRAPH, opset=self.opset)
             _quantise(Path(scratch) / GRAPH, folder / GRAPH, rows=rows, unquantised=int8.unquantised)
 
     def open(self, folder: Path, *, dtype: str, n_threads: int) -> OnnxruntimeSession:
@@ -79,8 +87,16 @@ class OnnxruntimeEngine:
         return OnnxruntimeSession(folder if folder.is_file() else folder / GRAPH, options)
 
     def options(self, *, dtype: str, n_threads: int) -> Options:
-        """The threads; idle ones that spin would take the processor from whatever else runs."""
-        return {"intra_op_num_threads": n_threads, "session.intra_op.allow_spinning": "0"}
+        """The threads; idle ones that spin would take the processor from whatever else runs.
+
+        The sum of two inputs and its norm stay two nodes: as one, for which ONNX Runtime has a slower kernel, they take
+        eight times as long, half of the time of a small size in int8 (`benchmarks/inference.py`).
+        """
+        return {
+            "intra_op_num_threads": n_threads,
+            "session.intra_op.allow_spinning": "0",
+            "optimization.disable_specified_optimizers": "SkipLayerNormFusion",
+        }
 
     def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
         """A session with the same options."""
@@ -124,7 +140,7 @@ def _quantise(plain: Path, target: Path, *, rows: "_Rows | None", unquantised: S
         quantize_static(plain, target, rows, quant_format=QuantFormat.QDQ, **common)
 
 
-def graph_of(model: "PreTrainedModel") -> "torch.onnx.ONNXProgram":
+def graph_of(model: "PreTrainedModel", *, opset: int = ATTENTION_OPSET) -> "torch.onnx.ONNXProgram":
     """A model as an ONNX graph with any number of rows and tokens; its one output is called logits."""
     import torch
 
@@ -140,16 +156,16 @@ def graph_of(model: "PreTrainedModel") -> "torch.onnx.ONNXProgram":
             dynamo=True,
             dynamic_shapes=dict.fromkeys(inputs, axes),
             output_names=["logits"],
-            opset_version=_OPSET,
+            opset_version=opset,
             verbose=False,
         )
     assert program is not None
     return program
 
 
-def save_graph(model: "PreTrainedModel", path: Path) -> None:
+def save_graph(model: "PreTrainedModel", path: Path, *, opset: int = ATTENTION_OPSET) -> None:
     """Write a model as an ONNX graph, its weights in one file beside it."""
-    program = graph_of(model)
+    program = graph_of(model, opset=opset)
     with quiet(*_NOISY):
         program.save(path, external_data=True)
 

@@ -5,7 +5,7 @@ spends the same training FLOPs as the plan it is compared with (`base`); its sta
 Differences are of the validation rows, paired by row and seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -17,7 +17,7 @@ import numpy as np
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
-from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, variants_of
+from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, variants_of
 from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings, tuned
 from dynabert.sweep import plain_text
 
@@ -94,6 +94,8 @@ def _rate(lr: float | None) -> str:
 Key = tuple[str, str]
 """Factor and variant."""
 
+PAPER: Key = (RECIPE, "paper")
+
 
 @dataclass(frozen=True)
 class _Compared:
@@ -152,15 +154,22 @@ class _TaskStudy:
         """Every variant against the base, resampled with the seed `draw`."""
         labels, metric = self.study.labels, ROW_METRICS[self.study.task.primary_metric]
         rows = []
-        for key, runs in self.trials.items():
-            for where, names in self.places.items() if key[0] != BASE else ():
+        for key, shown, other in self._pairs():
+            for where, names in self.places.items():
                 sides = [
-                    {name: [run.logits[name] for run in side] for name in names}
-                    for side in (runs, self.trials[BASE, BASE])
+                    {name: [run.logits[name] for run in self.trials[side]] for name in names} for side in (key, other)
                 ]
                 found = resampled_difference(metric, labels, *sides, n=N_RESAMPLES, seed=draw)
-                rows.append(_Compared(key, where, found, self.metric(key, where), self.lrs[key]))
+                rows.append(_Compared(shown, where, found, self.metric(key, where), self.lrs[key]))
         return rows
+
+    def _pairs(self) -> Iterator[tuple[Key, Key, Key]]:
+        """Every variant, what it is called and what it is compared with: the base, and recipes with `paper` as well."""
+        for key in self.trials:
+            if key != (BASE, BASE):
+                yield key, key, (BASE, BASE)
+            if key[0] == RECIPE and key != PAPER and PAPER in self.trials:
+                yield key, (RECIPE, f"{key[1]} beside paper"), PAPER
 
     def summary(self, effects: tuple[Effect, ...]) -> Ablation:
         """The study of this task alone."""

@@ -99,6 +99,8 @@ def _depth_rule(plan: Plan) -> dict[str, Plan]:
     return {rule: replace(plan, depth_rule=rule) for rule in DEPTH_RULES}  # type: ignore[arg-type]
 
 
+RECIPE = "recipe"
+
 FACTORS: Mapping[str, Callable[[Plan], dict[str, Plan]]] = {
     "rewiring": _rewiring,
     "distillation": _distillation,
@@ -107,7 +109,7 @@ FACTORS: Mapping[str, Callable[[Plan], dict[str, Plan]]] = {
     "schedule": _schedule,
     "finetune": _finetune,
     "depth-rule": _depth_rule,
-    "recipe": _recipe,
+    RECIPE: _recipe,
 }
 """Each factor's variants of a plan; those that are the plan itself are left out. `learning-rate` is a factor too: its
 variants are the rates of the list."""

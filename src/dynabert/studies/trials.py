@@ -212,14 +212,17 @@ class Study:
         write_json(self.folder / name, {**result, "made": made})
 
     def kept(self, name: str, settings: object, make: Callable[[], Trial]) -> Trial:
-        """A trial from its file, or made and kept.
+        """A trial from its file, or made and kept; one training serves all studies, whatever they call it.
 
         :param name: what it is called.
         :param settings: everything that its result depends on besides the run: plain values.
         :param make: trains it.
         """
-        path = self.folder / "trials" / f"{self._label(name, settings)}.safetensors"
-        if not path.exists():
+        label = self._label(name, settings)
+        trials = self.folder / "trials"
+        known = sorted(trials.glob(f"*-{label.rpartition('-')[2]}.safetensors"))
+        path = known[0] if known else trials / f"{label}.safetensors"
+        if not known:
             make().save(path)
         return Trial.load(path)
 

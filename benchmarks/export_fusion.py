@@ -1,0 +1,57 @@
+"""What attention costs where it is not one kernel: the part `fusion` of export.py.
+
+ONNX Runtime runs the same network twice: written with ONNX's own operator for attention, and in an older set of
+operators, where attention is spelt out. Both take turns. Shape of bert-base, random weights.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from common import bert_base, median
+from inference import SMALL, calibration, inputs_of
+
+from dynabert.engines import Int8, Session
+from dynabert.engines.onnxruntime_engine import ATTENTION_OPSET, OnnxruntimeEngine
+from dynabert.subnet import Subnet
+from dynabert.timing import interleaved
+
+SPELT_OUT_OPSET = 20
+SHAPES = ((1, 32), (1, 128), (1, 512), (16, 128))
+
+
+def fusion(*, quick: bool) -> list[dict[str, Any]]:
+    """A row for each size, type, batch and length: milliseconds of both graphs, and how many times as long one takes."""
+    elastic = bert_base("cpu")
+    elastic.model.eval()
+    threads = torch.get_num_threads()
+    rows = []
+    for subnet in (SMALL,) if quick else (Subnet(), SMALL):
+        for dtype in ("fp32", "int8"):
+            with ExitStack() as stack:
+                sessions: dict[int, Session] = {}
+                for opset in (ATTENTION_OPSET, SPELT_OUT_OPSET):
+                    engine = OnnxruntimeEngine(opset)
+                    folder = Path(stack.enter_context(TemporaryDirectory(prefix="dynabert-")))
+                    engine.write(elastic.extract(subnet).eval(), folder, dtype=dtype, int8=Int8(calibration()))
+                    sessions[opset] = engine.open(folder, dtype=dtype, n_threads=threads)
+                for shape in SHAPES[:2] if quick else SHAPES:
+                    calls = {opset: partial(session, inputs_of(*shape)) for opset, session in sessions.items()}
+                    taken = interleaved(calls, 3 if quick else 9)
+                    fused, spelt = taken[ATTENTION_OPSET], taken[SPELT_OUT_OPSET]
+                    rows.append(
+                        {
+                            "subnet": subnet.name,
+                            "dtype": dtype,
+                            "batch": shape[0],
+                            "seq": shape[1],
+                            "layers fused": sessions[ATTENTION_OPSET].n_fused,
+                            "fused ms": 1e3 * median(fused),
+                            "spelt out ms": 1e3 * median(spelt),
+                            "spelt out / fused": median(spelt / fused),
+                        }
+                    )
+    return rows
