@@ -24,7 +24,7 @@ SHAPES = ((1, 32), (1, 128), (1, 512), (16, 128))
 
 
 def fusion(*, quick: bool) -> list[dict[str, Any]]:
-    """A row for each size, type, batch and length: milliseconds of both graphs, and how many times as long one takes."""
+    """A row for each size, type, batch and length: milliseconds of both graphs, and their ratio."""
     elastic = bert_base("cpu")
     elastic.model.eval()
     threads = torch.get_num_threads()

@@ -77,6 +77,7 @@ def test_a_trial_that_is_kept_is_not_trained_again(run: Path) -> None:
 def test_an_interrupted_trial_goes_on_to_the_same_predictions(run: Path) -> None:
     plan = replace(Study(run).plan, order="as-is")
     whole = Study(run).trained("whole", plan, seed=42)
+    next((run / "studies" / "trials").glob("whole-*")).unlink()
     with pytest.raises(KeyboardInterrupt):
         Study(run, hooks=Count(stop=20)).trained("cut", plan, seed=42)
     count = Count()
