@@ -100,7 +100,7 @@ def compare(expected: dict[str, Any], actual: dict[str, Any]) -> list[dict[str, 
 def main() -> None:
     """Run both, print the table."""
     chosen = options(__doc__, limit={"type": int, "default": 2000, "help": "training rows"})
-    recipe = RECIPES["default"].adjusted(epochs=1, lr=1e-4)
+    recipe = RECIPES["two-stage"].adjusted(epochs=1, lr=1e-4)
     plan = Plan(recipe=recipe, teacher=replace(TEACHER, epochs=1, lr=1e-4))
     limit = chosen.limit
     if chosen.quick:

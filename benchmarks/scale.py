@@ -27,7 +27,7 @@ from dynabert.recipes import RECIPES
 from dynabert.workload import step_flops
 
 BATCH_SIZE = 32
-STAGES = {"sandwich": RECIPES["sandwich"].stages[0], "depth": RECIPES["default"].stages[1]}
+STAGES = {"sandwich": RECIPES["default"].stages[0], "depth": RECIPES["two-stage"].stages[1]}
 
 
 def batches_of(encoded: Encoded, pad_id: int, world: World) -> Batches:

@@ -34,7 +34,7 @@ N_PARAMS = 109_482_240
 """BertModel with its pooler; a task head of two classes adds 1,538."""
 SEQ = 128
 GRID = SubnetGrid()
-STAGES = {"sandwich": RECIPES["sandwich"].stages[0], "depth": RECIPES["default"].stages[1]}
+STAGES = {"sandwich": RECIPES["default"].stages[0], "depth": RECIPES["two-stage"].stages[1]}
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUICK_SIZES = (1, 8, 16)
 PER_NODE = 8

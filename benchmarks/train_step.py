@@ -30,7 +30,7 @@ from dynabert.recipes import RECIPES, Stage
 from dynabert.subnet import Subnet, matched_states
 from dynabert.workload import step_flops
 
-WIDTH, DEPTH = RECIPES["default"].stages
+WIDTH, DEPTH = RECIPES["two-stage"].stages
 LENGTH, ROWS = 128, 32
 
 

@@ -51,7 +51,7 @@ def variants(prepared: Prepared, training: Training, lr: float) -> Iterator[tupl
     def answers(elastic: ElasticModel, grid: SubnetGrid) -> Predictions:
         return {subnet.name: predict(elastic.at(subnet), prepared.validation) for subnet in grid}
 
-    width, depth = (replace(stage, epochs=1, lr=lr) for stage in RECIPES["default"].stages)
+    width, depth = (replace(stage, epochs=1, lr=lr) for stage in RECIPES["two-stage"].stages)
     fit(original, replace(TEACHER, epochs=2), None)
     importance = score(original, prepared.train)
     rewired = original.copy()

@@ -3,7 +3,7 @@
     DYNABERT_DATA=DIR python runs/fast_path.py --task sst2 --limit 10000 --json docs/results/fast-path-sst2.json
     DYNABERT_DATA=DIR python runs/fast_path.py --task qnli --limit 4000 --json docs/results/fast-path-qnli.json
 
-MiniLM; the teacher one epoch at 5e-5, in bf16 for both, then one epoch of the `sandwich` recipe at 1e-4, with training,
+MiniLM; the teacher one epoch at 5e-5, in bf16 for both, then one epoch of the `default` recipe at 1e-4, with training,
 choice of weights and predictions in either precision. The paired bootstrap interval (95 %, over rows and seeds) of the
 mean over the 12 sizes should lie within half a point of zero. Predictions of each run are kept in runs/fast-path/,
 named by task, rows, seed and precision, so that an interrupted script goes on with the next one: empty that folder when
@@ -57,7 +57,7 @@ def chooser(prepared: Prepared, training: Training) -> Callable[..., float]:
 def trained(prepared: Prepared, teacher: ElasticModel, training: Training) -> np.ndarray:
     """Train in one precision; logits of every size on the validation rows, (sizes, rows, labels)."""
     elastic = teacher.copy()
-    (stage,) = RECIPES["sandwich"].adjusted(epochs=1, lr=1e-4).stages
+    (stage,) = RECIPES["default"].adjusted(epochs=1, lr=1e-4).stages
     choose = chooser(prepared, training)
     train_stage(elastic, stage, prepared.train, teacher=teacher, training=training, evaluate=choose)
     views = TrainingViews(elastic, precision=training.precision)

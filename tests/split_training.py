@@ -41,8 +41,8 @@ class Case:
     batching: tuple[tuple[str, int], ...] = (("batch_size", BATCH_SIZE),)
 
 
-(SANDWICH,) = RECIPES["sandwich"].stages
-_, DEPTH = RECIPES["default"].stages
+(SANDWICH,) = RECIPES["default"].stages
+_, DEPTH = RECIPES["two-stage"].stages
 MIXED = replace(DEPTH, weights=LossWeights(1, 1, 1, 0.5))
 CASES = {
     "sandwich": Case(SANDWICH),

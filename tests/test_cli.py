@@ -46,7 +46,7 @@ def test_the_whole_job_from_the_command_line(
     )
     assert call(monkeypatch, "train", "--model", encoder, "--out", run, *data, *sizes, "--no-latency") == 0
     shown = capsys.readouterr()
-    assert "w0.5-d0.5" in shown.out and str(run) in shown.out and "depth" in shown.err
+    assert "w0.5-d0.5" in shown.out and str(run) in shown.out and "sandwich" in shown.err
     assert call(monkeypatch, "measure", run, "--repeats", 2, "--seq", 8, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert all(row["latency_ms"] > 0 for row in rows)
@@ -69,7 +69,7 @@ def test_a_dry_run_is_one_object_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ("--train", job[1].train, "--validation", job[1].validation, "--text", "text", "--label", "label")
-    sizes = ("--widths", "1,0.5", "--depths", "1", "--max-length", 32, "--recipe", "sandwich", "--schedule", "ladder")
+    sizes = ("--widths", "1,0.5", "--depths", "1", "--max-length", 32, "--recipe", "default", "--schedule", "ladder")
     common = ("train", "--model", job[0], "--out", "out", *data, *sizes, "--no-latency", "--dry-run")
     assert call(monkeypatch, *common, "--json") == 0
     told = json.loads(capsys.readouterr().out)

@@ -20,7 +20,7 @@ from dynabert.subnet import Subnet, SubnetGrid
 GRID = SubnetGrid((1.0, 0.5), (1.0, 0.5))
 LR = 1e-3
 LABELS = replace(FINETUNE, epochs=1, lr=LR)
-WIDTH, DEPTH = (replace(stage, epochs=1, lr=LR) for stage in RECIPES["default"].stages)
+WIDTH, DEPTH = (replace(stage, epochs=1, lr=LR) for stage in RECIPES["two-stage"].stages)
 EVERY_STEP = Training(precision="fp32", log_every=1, evaluate_every=1, saving=Saving(0))
 
 
@@ -508,7 +508,7 @@ def test_several_hooks_hear_the_same():
     distill(
         elastic,
         TinyBatches(),
-        recipe=shortened("sandwich"),
+        recipe=shortened("default"),
         training=training,
         evaluate=lambda *_: 0.5,
         hooks=HookList(one, other),
@@ -537,14 +537,14 @@ def test_the_teacher_of_a_recipe_may_be_given():
     results = []
     for teacher in (None, make_elastic(), make_elastic(seed=1)):
         elastic = make_elastic()
-        distill(elastic, TinyBatches(), recipe=shortened("default"), teacher=teacher, training=EVERY_STEP)
+        distill(elastic, TinyBatches(), recipe=shortened("two-stage"), teacher=teacher, training=EVERY_STEP)
         results.append(weights_of(elastic))
     assert_same(results[0], results[1])  # by default, the network as it was
     assert differ(results[0], results[2])
 
 
 def test_the_reduction_of_a_recipe_is_used():
-    recipe = shortened("default")
+    recipe = shortened("two-stage")
     results = []
     for reduction in (recipe.reduction, PUBLISHED):
         elastic = make_elastic()

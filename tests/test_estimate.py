@@ -86,7 +86,7 @@ def test_the_disk_that_a_run_needs_is_what_the_start_of_a_run_asks_for(
 
 
 def test_no_teacher_stage_no_rewiring_and_no_latency_have_no_rows(job: tuple[Path, Source], cost: Estimate) -> None:
-    plan = replace(small_plan(), recipe=RECIPES["sandwich"].adjusted(epochs=0.1), order="as-is")
+    plan = replace(small_plan(), recipe=RECIPES["default"].adjusted(epochs=0.1), order="as-is")
     told = estimate(*job, job[0].parent / "run", plan=plan, latency=None)
     assert [part.name for part in told.parts] == [
         *("load and tokenize", "teacher", "teacher: select", "sandwich", "sandwich: select", "sweep"),

@@ -28,7 +28,7 @@ def test_the_stages_run_on_the_device_and_learn(precision):
     elastic = ElasticModel(tiny_model("bert"), SubnetGrid((1, 0.5), (1, 0.5)))
     elastic.to("cuda")
     rewire(elastic, score(elastic, Rows()))
-    for stage in RECIPES["default"].adjusted(epochs=2, lr=1e-3).stages:
+    for stage in RECIPES["two-stage"].adjusted(epochs=2, lr=1e-3).stages:
         train_stage(elastic, stage, Rows(), teacher=elastic.copy(), training=Training(precision=precision))
     for parameter in elastic.model.parameters():
         assert parameter.is_cuda and parameter.isfinite().all()

@@ -189,7 +189,7 @@ def test_progress_counts_subnets_and_repeats(elastic: ElasticModel) -> None:
     assert told == [(what, done, 2) for what in ("predict", "latency") for done in (0, 1, 2)]
 
 
-@pytest.mark.parametrize("stage", RECIPES["default"].stages, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", RECIPES["two-stage"].stages, ids=lambda stage: stage.name)
 def test_selection_score_is_the_mean_over_the_subnets_of_the_stage(elastic: ElasticModel, stage) -> None:
     held = batches(encoded())
     labels = labels_of(held)
@@ -203,7 +203,7 @@ def test_selection_score_is_the_mean_over_the_subnets_of_the_stage(elastic: Elas
 
 def test_selection_score_sees_weights_that_changed_and_changes_nothing() -> None:
     elastic = ElasticModel(tiny_model("bert", dropout=0.3).train())
-    stage = RECIPES["default"].stages[0]
+    stage = RECIPES["two-stage"].stages[0]
     evaluate = selection_score(batches(encoded()), MNLI)
     before = evaluate(elastic, stage)
     assert evaluate(elastic, stage) == before  # dropout is off

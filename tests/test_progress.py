@@ -13,7 +13,7 @@ from dynabert.recipes import RECIPES, TEACHER
 from dynabert.workload import PlannedStage
 
 STAGES = (PlannedStage("teacher", 100, 3.0), PlannedStage("width", 100, 10.0), PlannedStage("depth", 200, 20.0))
-WIDTH, DEPTH = RECIPES["default"].stages
+WIDTH, DEPTH = RECIPES["two-stage"].stages
 
 
 class Clock:

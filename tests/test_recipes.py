@@ -140,8 +140,13 @@ def test_the_labels_alone_teach_the_teacher_and_the_last_stage():
     assert (FINETUNE.teacher, FINETUNE.subnets) == ("none", "grid")
 
 
-def test_the_default_recipe_has_the_repairs():
-    assert RECIPES["default"].reduction == Reduction()
+def test_the_other_recipes_have_the_repairs():
+    assert all(RECIPES[name].reduction == Reduction() for name in ("default", "two-stage"))
+
+
+def test_the_default_recipe_is_a_sandwich():
+    (sandwich,) = RECIPES["default"].stages
+    assert (sandwich.subnets, sandwich.schedule.kind, sandwich.teacher) == ("grid", "sandwich", "original")
 
 
 def test_stage_names_differ_so_that_their_dropout_does():
@@ -168,5 +173,7 @@ def test_adjusted_changes_epochs_and_rates_and_adds_a_last_stage():
 def test_recipes_by_name():
     assert all(recipe_of(name) is recipe and recipe.name == name for name, recipe in RECIPES.items())
     assert isinstance(recipe_of("default"), Recipe)
-    with pytest.raises(SettingError, match=r"unknown recipe 'papr' \(did you mean 'paper'\?\); known: default, paper"):
+    with pytest.raises(
+        SettingError, match=r"unknown recipe 'papr' \(did you mean 'paper'\?\); known: default, two-stage, paper"
+    ):
         recipe_of("papr")

@@ -249,9 +249,9 @@ def test_a_skipped_step_is_in_the_metrics(
 
 
 def test_two_stages_of_one_name_are_refused() -> None:
-    stage = RECIPES["sandwich"].stages[0]
+    stage = RECIPES["default"].stages[0]
     with pytest.raises(SettingError, match="same name"):
-        Plan(recipe=replace(RECIPES["sandwich"], stages=(stage, stage)))
+        Plan(recipe=replace(RECIPES["default"], stages=(stage, stage)))
 
 
 def test_another_run_in_the_folder_is_refused_and_the_field_named(finished: Path, job: tuple[Path, Source]) -> None:
@@ -331,7 +331,7 @@ def test_source_wants_a_task_or_own_files() -> None:
 
 def test_the_finetune_stage_comes_last() -> None:
     plan = Plan(recipe=Plan().recipe.adjusted(finetune=1))
-    assert [stage.name for stage in plan.recipe.stages] == ["width", "depth", "finetune"]
+    assert [stage.name for stage in plan.recipe.stages] == ["sandwich", "finetune"]
 
 
 def test_settings_that_do_not_fit_leave_no_run_folder(job: tuple[Path, Source], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dynabert.run import train
 from dynabert.trackers import Tracking, tracking
 from dynabert.workload import PlannedStage
 
-WIDTH, DEPTH = RECIPES["default"].stages
+WIDTH, DEPTH = RECIPES["two-stage"].stages
 STAGES = (PlannedStage("width", 10, 1.0), PlannedStage("depth", 10, 1.0))
 SUBNETS = ("w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5")
 # 240 rows, of which a part is held out to select on: 14 batches of 16, an epoch of them in each stage.

@@ -8,9 +8,9 @@ from helpers import tiny_model
 from dynabert.elastic import ElasticModel
 from dynabert.recipes import RECIPES, TEACHER, Schedule
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
-from dynabert.workload import planned_stages, step_flops
+from dynabert.workload import StepRows, mean_step_flops, planned_stages, step_flops
 
-WIDTH, DEPTH = RECIPES["default"].stages
+WIDTH, DEPTH = RECIPES["two-stage"].stages
 GRID = SubnetGrid((1.0, 0.5), (1.0, 0.5))
 
 
@@ -30,6 +30,15 @@ def test_a_student_costs_three_forward_passes_and_a_teacher_one(elastic):
     whole = sum(forward(elastic, width, depth) for width in (1, 0.5) for depth in (1, 0.5))
     assert step_flops(DEPTH, elastic, seed=0, step=0) == 3 * whole + full + half
     assert step_flops(TEACHER, elastic, seed=0, step=0, seq=7) == 3 * forward(elastic, 1, 1, 7)
+
+
+def test_the_default_recipe_costs_0_85_of_the_papers():
+    elastic, rows = ElasticModel(tiny_model("bert", n_layers=12, n_heads=12, hidden=48)), StepRows(32, 64)
+
+    def cost(name):
+        return sum(stage.epochs * mean_step_flops(stage, elastic, rows, seed=0) for stage in RECIPES[name].stages)
+
+    assert cost("default") / cost("paper") == pytest.approx(0.85, abs=0.02)
 
 
 def test_a_schedule_that_changes_costs_its_mean():

@@ -289,7 +289,7 @@ class DemoSettings:
     n_validation: int = 1_000
     teacher_epochs: float = 2.0
     teacher_lr: float = 5e-4
-    epochs: float = 0.2
+    epochs: float = 0.8
     lr: float = 5e-4
     batch_size: int = 32
     warmup: float = 0.1

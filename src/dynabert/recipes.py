@@ -154,27 +154,28 @@ FINETUNE = Stage("finetune", "grid", _LABELS_ALONE, teacher="none", epochs=3)
 
 _WIDTH = Stage("width", "widths", LossWeights(logits=1, hidden=1, embeddings=0.1), epochs=3)
 _DEPTH = Stage("depth", "grid", LossWeights(1, 10, 1), teacher="previous", teacher_width="matching", epochs=3)
-_SANDWICH = Stage("sandwich", "grid", LossWeights(1, 10, 1), schedule=Schedule("sandwich"), epochs=3)
+_SANDWICH = Stage("sandwich", "grid", LossWeights(1, 10, 1), schedule=Schedule("sandwich"), epochs=10, lr=1e-4)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("default", (_WIDTH, _DEPTH)),
+        Recipe("default", (_SANDWICH,)),
+        Recipe("two-stage", (_WIDTH, _DEPTH)),
         Recipe(
             "paper",
             (replace(_WIDTH, weights=LossWeights(1, 0.1, 0.1)), replace(_DEPTH, weights=LossWeights(1, 1, 1))),
             reduction=PUBLISHED,
             scores="total",
         ),
-        Recipe("sandwich", (_SANDWICH,)),
     )
 }
-"""`paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5
+"""`default`: one stage, whose steps each distil into the largest, the smallest and two random Subnets. Ten epochs cost
+0.85 of the FLOPs of `paper`; at equal FLOPs the sizes are better (docs/decisions/0012).
+`paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5
 and 3 epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
 Differs from the paper: batches are padded to their longest row, not to 128 tokens.
-`default`: the same with the repairs of `Reduction` and scores of each example; the hidden loss is a mean over about ten
-layers instead of their sum, so its weight is ten times the paper's. `sandwich`: one stage, each step the largest, the
-smallest and two random Subnets.
+`two-stage`: the same with the repairs of `Reduction` and scores of each example; the hidden loss is a mean over about
+ten layers instead of their sum, so its weight is ten times the paper's.
 """
 
 

@@ -134,7 +134,13 @@ def train(
 
 
 def train_teacher(
-    model: str | Path, source: Source, out: str | Path, *, plan: Plan, hooks: Hooks | None = None
+    model: str | Path,
+    source: Source,
+    out: str | Path,
+    *,
+    plan: Plan,
+    hooks: Hooks | None = None,
+    device: str | None = None,
 ) -> Path:
     """The first part of `train` alone: fine-tune the full network, or take it as it is. Resumes likewise.
 
@@ -142,7 +148,7 @@ def train_teacher(
     :return: the teacher's folder, ``OUT/teacher``.
     """
     out = Path(out)
-    with _begun(model, source, out, plan, hooks, latency=None) as (run, elastic):
+    with _begun(model, source, out, plan, hooks, latency=None, device=device) as (run, elastic):
         elastic.to(run.world.device)
         run.teacher(elastic)
     return out / "teacher"

@@ -71,7 +71,7 @@ def test_distilled_sizes_have_the_loss_of_our_depth_stage_and_only_that_size_is_
     before = [parameter.clone() for parameter in teacher.model.parameters()]
     method = plain.distilled(teacher, some_rows(), subnets=tuple(teacher.grid), hooks=heard, **SETTINGS)
     assert method.points() == ("w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5")
-    depth = RECIPES["default"].stages[-1]
+    depth = RECIPES["two-stage"].stages[-1]
     assert all((stage.weights, stage.teacher_width) == (depth.weights, "full") for stage in heard.stages)
     assert {tuple(report.losses) for report in heard.reports} == {(point,) for point in method.points()}
     first = heard.reports[0].losses["w1-d1"]

@@ -202,7 +202,7 @@ class Job:
             "--validation": self.folder / "dev.csv",
             "--text": "text",
             "--label": "label",
-            "--recipe": "sandwich",
+            "--recipe": "default",
             "--epochs": self.epochs,
             "--teacher-epochs": self.epochs / 2,
             "--lr": 1e-3,

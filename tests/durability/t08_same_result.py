@@ -22,7 +22,7 @@ from dynabert.hooks import Hooks, Snapshot
 from dynabert.recipes import RECIPES
 from dynabert.subnet import SubnetGrid
 
-STAGE = replace(RECIPES["sandwich"].stages[0], epochs=3, lr=1e-3)
+STAGE = replace(RECIPES["default"].stages[0], epochs=3, lr=1e-3)
 TRAINING = Training(log_every=1, saving=Saving(minutes=1e9, steps=1), warmup=0.1, weight_decay=0.01, evaluate_every=5)
 
 

@@ -24,7 +24,7 @@ LONGEST_EXIT_S = 30
 def command(job: Path, out: Path) -> list[object]:
     """Trains a tiny network by the sandwich recipe, with dropout and a checkpoint after every step."""
     rows = {"--train": job / "train.csv", "--validation": job / "dev.csv", "--text": "text", "--label": "label"}
-    sizes = {"--recipe": "sandwich", "--epochs": 2, "--teacher-epochs": 1, "--lr": 1e-3, "--batch-size": 8}
+    sizes = {"--recipe": "default", "--epochs": 2, "--teacher-epochs": 1, "--lr": 1e-3, "--batch-size": 8}
     other = {"--depths": "1,0.5", "--max-length": 32, "--precision": "fp32", "--checkpoint-minutes": 0, "--out": out}
     options = {"--model": job / "encoder", **rows, **sizes, **other}
     return ["-m", "dynabert", "train", "--no-latency", *(word for option in options.items() for word in option)]

@@ -110,7 +110,7 @@ def network(seed: int) -> ElasticModel:
 
 def poisoned(poison: Poison, folder: Path, precision: str) -> tuple[Watch, Progress | NonFiniteError, TinyBatches]:
     """A stage with poison in it: what was seen, and how it ended."""
-    stage = replace(RECIPES["default"].stages[1], epochs=1, lr=1e-3, weights=LossWeights(1, 1, 1, 1))
+    stage = replace(RECIPES["two-stage"].stages[1], epochs=1, lr=1e-3, weights=LossWeights(1, 1, 1, 1))
     elastic = network(0)
     watch, batches = Watch(elastic, folder), poison.batches(TinyBatches(N_STEPS, n_labels=1))
     training = Training(precision=precision, saving=Saving(minutes=0))
@@ -156,7 +156,7 @@ def _padding_alone(result: Result) -> bool:
     batches = TinyBatches(2, n_labels=1)
     inputs = batches.list[0].inputs
     inputs["attention_mask"] = torch.zeros_like(inputs["attention_mask"])
-    stage = replace(RECIPES["default"].stages[1], epochs=1, lr=1e-3)
+    stage = replace(RECIPES["two-stage"].stages[1], epochs=1, lr=1e-3)
     reports: list[StepReport] = []
     hooks = Hooks()
     hooks.stepped = reports.append  # type: ignore[method-assign]

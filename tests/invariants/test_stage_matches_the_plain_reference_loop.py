@@ -25,7 +25,7 @@ TRAINING = Training(precision="fp32", log_every=1, seed=5)
 GRID = SubnetGrid((1.0, 0.25), (1.0, 0.75))
 THREE_DEPTHS = SubnetGrid((1.0, 0.25), (1.0, 0.75, 0.5))
 WIDTH, DEPTH = RECIPES["paper"].stages
-REDUCTIONS = {"paper": RECIPES["paper"].reduction, "default": RECIPES["default"].reduction}
+REDUCTIONS = {"paper": RECIPES["paper"].reduction, "two-stage": RECIPES["two-stage"].reduction}
 KINDS = {"classes": 3, "regression": 1}
 
 by_recipe = pytest.mark.parametrize("recipe", REDUCTIONS)
@@ -173,7 +173,7 @@ def test_sandwich_stage(dropout):
         return [pair for pair in three_depths(step) if pair in chosen or pair not in middle]
 
     assert len({tuple(drawn(step)) for step in range(N_STEPS)}) > 1
-    (sandwich,) = RECIPES["sandwich"].stages
+    (sandwich,) = RECIPES["default"].stages
     assert sandwich.schedule == Schedule("sandwich", 2)
     assert_step_for_step(Case(with_lr(sandwich), drawn, dropout=dropout, grid=THREE_DEPTHS))
 
@@ -212,7 +212,7 @@ def test_clipping_warmup_and_decay(clip):
     assert_step_for_step(Case(with_lr(WIDTH), widths_alone, training=training, dropout=0.1))
 
 
-@pytest.mark.parametrize(("recipe", "dropout"), [("paper", 0.1), ("default", 0.0)])
+@pytest.mark.parametrize(("recipe", "dropout"), [("paper", 0.1), ("two-stage", 0.0)])
 def test_float32(recipe, dropout):
     """The data type that is really trained in; AdamW's first steps turn rounding of tiny gradients into more."""
     case = Case(with_lr(DEPTH), whole_grid, REDUCTIONS[recipe], dtype=torch.float32, dropout=dropout)

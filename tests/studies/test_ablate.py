@@ -16,6 +16,8 @@ from dynabert.studies.ablate import ablate
 from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
 from dynabert.studies.trials import Study, Trial
 
+TWO_STAGE = Plan(recipe=RECIPES["two-stage"])
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_factor_changes_the_default_plan() -> None:
-    variants = variants_of(Plan(), tuple(FACTORS))
+    variants = variants_of(TWO_STAGE, tuple(FACTORS))
     assert {factor for factor, _ in variants} == set(FACTORS)
     assert {variant for factor, variant in variants if factor == "rewiring"} >= {
         "random",
@@ -38,28 +40,27 @@ def test_every_factor_changes_the_default_plan() -> None:
 
 
 def test_a_recipe_of_one_stage_has_no_variant_without_assistant() -> None:
-    sandwich = Plan(recipe=RECIPES["sandwich"])
+    sandwich = Plan(recipe=RECIPES["default"])
     assert not variants_of(sandwich, ["assistant"])
     assert {variant for _, variant in variants_of(sandwich, ["schedule"])} == {"all", "ladder"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["two-stage", "paper"])
 def test_no_variant_learns_from_a_cut_teacher_that_was_never_trained_at_that_size(recipe: str) -> None:
     plan = Plan(recipe=RECIPES[recipe])
     variants = variants_of(plan, tuple(FACTORS))
     taught = [(stage.teacher, stage.teacher_width) for plan in variants.values() for stage in plan.recipe.stages]
     assert taught and ("original", "matching") not in taught
-    if recipe != "sandwich":
-        alone = [variants["assistant", name].recipe.stages[-1] for name in ("original teacher", "no width stage")]
-        assert [(stage.teacher, stage.teacher_width) for stage in alone] == 2 * [("original", "full")]
+    alone = [variants["assistant", name].recipe.stages[-1] for name in ("original teacher", "no width stage")]
+    assert [(stage.teacher, stage.teacher_width) for stage in alone] == 2 * [("original", "full")]
 
 
 def test_a_recipe_without_a_previous_stage_has_no_teacher_width() -> None:
-    assert not variants_of(Plan(recipe=RECIPES["sandwich"]), ["teacher-width"])
+    assert not variants_of(Plan(recipe=RECIPES["default"]), ["teacher-width"])
 
 
 def test_a_variant_differs_in_its_factor_alone() -> None:
-    base = Plan()
+    base = TWO_STAGE
     variants = variants_of(base, tuple(FACTORS))
     assert replace(variants["rewiring", "random"], order="importance") == base
     assert replace(variants["depth-rule", "prefix"], depth_rule="paper") == base
@@ -111,12 +112,12 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
 def test_recipes_are_compared_with_the_papers_too(run: Path) -> None:
     result = ablate(run, factors=["recipe"], n_seeds=1, lrs=(1e-3,), budget=0.5)
     rows = {(row.variant, row.where): row for row in result.effects}
-    assert {variant for variant, _ in rows} == {"paper", "sandwich", "sandwich beside paper"}
+    assert {variant for variant, _ in rows} == {"paper", "default", "default beside paper"}
     for where in ("mean", "w0.5-d0.5"):
-        beside = rows["sandwich beside paper", where]
-        apart = rows["sandwich", where].difference - rows["paper", where].difference
+        beside = rows["default beside paper", where]
+        apart = rows["default", where].difference - rows["paper", where].difference
         assert beside.difference == pytest.approx(apart) and beside.low <= beside.difference <= beside.high
-        assert beside.metric == rows["sandwich", where].metric
+        assert beside.metric == rows["default", where].metric
 
 
 def test_settings_out_of_range_are_refused(run: Path) -> None:
@@ -145,5 +146,5 @@ def test_tasks_are_averaged(run: Path, tmp_path: Path) -> None:
 
 
 def test_plans_that_differ_in_rate_and_length_alone_are_no_variants() -> None:
-    longer = Plan(recipe=RECIPES["default"].adjusted(epochs=1, lr=1e-4))
-    assert {variant for _, variant in variants_of(longer, ["recipe"])} == {"paper", "sandwich"}
+    longer = Plan(recipe=RECIPES["two-stage"].adjusted(epochs=1, lr=1e-4))
+    assert {variant for _, variant in variants_of(longer, ["recipe"])} == {"paper", "default"}

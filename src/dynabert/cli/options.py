@@ -20,6 +20,12 @@ Runs = Annotated[list[Path], typer.Argument(help="Run folders; of several the me
 Seeds = Annotated[int, typer.Option(help="Seeds: that of the run and the ones after it.")]
 Budget = Annotated[float, typer.Option(help="Training FLOPs of each training, as a share of the run's.")]
 Limit = Annotated[int | None, typer.Option(help="Train on a random part of this many rows.")]
+StudiedRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", help="default, two-stage or paper, at the run's training FLOPs; the run's own by default."
+    ),
+]
 SubnetName = Annotated[
     str | None,
     typer.Option("--subnet", help="A size by name: w0.5-d0.75, or h1-n0.5-d0.75 for heads and neurons apart."),

@@ -13,6 +13,7 @@ from dynabert.cli.options import (
     Run,
     Runs,
     Seeds,
+    StudiedRecipe,
     lines_of,
     names_of,
     numbers_of,
@@ -34,6 +35,8 @@ def compare(
     lrs: Annotated[str | None, typer.Option(help="Learning rates to tune over; by default the run's alone.")] = None,
     budget: Budget = 1.0,
     limit: Limit = None,
+    recipe: StudiedRecipe = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Train other methods beside a run: same teachers, same rows, same training FLOPs, paired by row and seed.
@@ -49,7 +52,17 @@ def compare(
     chosen = tuple(METHODS) if methods is None else names_of(methods)
     rates = () if lrs is None else numbers_of("lrs", lrs)
     with progress_bars() as bars:
-        result = study(*runs, methods=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+        result = study(
+            *runs,
+            methods=chosen,
+            n_seeds=seeds,
+            lrs=rates,
+            budget=budget,
+            limit=limit,
+            recipe=recipe,
+            device=device,
+            hooks=bars,
+        )
     if as_json:
         print_json(result.to_dict())
     else:
@@ -73,6 +86,8 @@ def ablate(
     ] = None,
     budget: Budget = 1.0,
     limit: Limit = None,
+    recipe: StudiedRecipe = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Say what each ingredient is worth: change one factor of a run at a time, at equal training FLOPs.
@@ -87,7 +102,17 @@ def ablate(
     chosen = ALL_FACTORS if factors is None else names_of(factors)
     rates = () if lrs is None else numbers_of("lrs", lrs)
     with progress_bars() as bars:
-        result = study(*runs, factors=chosen, n_seeds=seeds, lrs=rates, budget=budget, limit=limit, hooks=bars)
+        result = study(
+            *runs,
+            factors=chosen,
+            n_seeds=seeds,
+            lrs=rates,
+            budget=budget,
+            limit=limit,
+            recipe=recipe,
+            device=device,
+            hooks=bars,
+        )
     if as_json:
         print_json(result.to_dict())
     else:

@@ -29,7 +29,7 @@ def train(
     text_pair: Annotated[str | None, typer.Option(help="Name of a second text column.")] = None,
     label: Annotated[str | None, typer.Option(help="Name of the label column; decimals make it a regression.")] = None,
     limit: Limit = None,
-    recipe: Annotated[str, typer.Option(help="default, paper or sandwich.")] = "default",
+    recipe: Annotated[str, typer.Option(help="default, two-stage or paper.")] = "default",
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
     schedule: Annotated[

@@ -113,8 +113,9 @@ class _TaskStudy:
 
     def __init__(self, study: Study, factors: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
         self.study, self.factors = study, factors
-        self.plans: dict[Key, Plan] = {(BASE, BASE): study.plan} | variants_of(study.plan, factors)
-        self.rates = tuple(rates) or tuple(study.plan.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
+        base = replace(study.plan, recipe=study.recipe)
+        self.plans: dict[Key, Plan] = {(BASE, BASE): base} | variants_of(base, factors)
+        self.rates = tuple(rates) or tuple(study.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
         self.seeds = study.seeds(n_seeds)
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
@@ -186,6 +187,8 @@ def ablate(
     lrs: Sequence[float] = (),
     budget: float = 1.0,
     limit: int | None = None,
+    recipe: str | None = None,
+    device: str | None = None,
     hooks: Hooks | None = None,
 ) -> Ablation:
     """Change one factor of a run at a time, and measure what that does. Goes on where it was interrupted.
@@ -197,13 +200,20 @@ def ablate(
         seed; by default a third of the run's, the run's, and three times it.
     :param budget: training FLOPs of each training, as a share of those of the run's recipe.
     :param limit: train on a random part of that many rows.
+    :param recipe: name of the recipe whose factors are changed, at the cost of the run's; by default the run's own.
+    :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/ablate.json``.
-    :raises SettingError: an unknown factor, no runs or seeds, or rates or a budget that are not above 0.
+    :raises SettingError: an unknown factor or recipe, no runs or seeds, or rates or a budget that are not above 0.
     """
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [
-        _TaskStudy(Study(Path(run), budget=budget, limit=limit, hooks=hooks), factors, rates=lrs, n_seeds=n_seeds)
+        _TaskStudy(
+            Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks),
+            factors,
+            rates=lrs,
+            n_seeds=n_seeds,
+        )
         for run in runs
     ]
     compared, summaries = [], []

@@ -163,7 +163,7 @@ class _TaskComparison:
 
     def __init__(self, study: Study, methods: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
         self.study, self.methods = study, (OURS, *methods)
-        self.rates = tuple(rates) or (study.plan.recipe.stages[-1].lr,)
+        self.rates = tuple(rates) or (study.recipe.stages[-1].lr,)
         self.seeds = study.seeds(n_seeds)
         self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
         self.tuned: dict[str, Tuned] = {}
@@ -178,7 +178,7 @@ class _TaskComparison:
         """One method at one rate and seed, at the training cost of the run."""
         study = self.study
         if method == OURS:
-            recipe = study.at_budget(study.plan.recipe.adjusted(lr=lr))
+            recipe = study.at_budget(study.recipe.adjusted(lr=lr))
             return study.trained(f"{method}-lr{lr:g}", replace(study.plan, recipe=recipe), seed=seed)
         return self._kept(method, lr, seed, lambda: self._train(method, lr, seed))
 
@@ -290,6 +290,8 @@ def compare(
     lrs: Sequence[float] = (),
     budget: float = 1.0,
     limit: int | None = None,
+    recipe: str | None = None,
+    device: str | None = None,
     hooks: Hooks | None = None,
 ) -> Comparison:
     """Train other methods beside a run, at its training cost. Goes on where it was interrupted.
@@ -301,16 +303,18 @@ def compare(
         seed; by default the run's alone.
     :param budget: training FLOPs of each method, as a share of those of the run's recipe.
     :param limit: train on a random part of that many rows.
+    :param recipe: name of the recipe that DynaBERT trains by, at the cost of the run's; by default the run's own.
+    :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/compare.json``.
-    :raises SettingError: an unknown method, early exit asked for by name for a regression, no runs or seeds, or rates
-        or a budget that are not above 0.
+    :raises SettingError: an unknown method or recipe, early exit asked for by name for a regression, no runs or seeds,
+        or rates or a budget that are not above 0.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise SettingError(one_of("method", unknown[0], METHODS))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
-    studies = [Study(Path(run), budget=budget, limit=limit, hooks=hooks) for run in runs]
+    studies = [Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks) for run in runs]
     methods = _possible(methods, [study.task for study in studies])
     tasks = [_TaskComparison(study, methods, rates=lrs, n_seeds=n_seeds) for study in studies]
     stood, summaries = [], []

@@ -31,7 +31,7 @@ from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import labels_of, machine_of, predict
 from dynabert.plan import Plan
-from dynabert.recipes import Recipe, Stage
+from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.results import Saved, load_result
 from dynabert.run import train, train_teacher
 from dynabert.statistics import ROW_METRICS
@@ -127,15 +127,27 @@ class Study:
     :param run: a finished run folder.
     :param budget: training FLOPs that each training may spend, as a share of those of the run's own recipe.
     :param limit: train on a random part of that many rows; by default on those of the run.
+    :param recipe: name of the recipe that is studied, at the training cost of the run's; by default the run's own.
+    :param device: cpu or cuda; by default the GPU if there is one.
     """
 
-    def __init__(self, run: Path, *, budget: float = 1.0, limit: int | None = None, hooks: Hooks | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        budget: float = 1.0,
+        limit: int | None = None,
+        recipe: str | None = None,
+        device: str | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
         self.elastic = load_result(run)
         self.run, self.saved, self.hooks = Path(run), Saved.of(run), hooks or Hooks()
         self.source = self.saved.source if limit is None else replace(self.saved.source, limit=limit)
         self.folder = self.run / STUDIES
-        self.budget, self.device = budget, pick_device(None)
+        self.budget, self.device = budget, pick_device(device)
         self.plan = self.saved.plan
+        self.recipe = self.plan.recipe if recipe is None else recipe_of(recipe)
         self.task, self._roles = self.saved.roles()
         self._n_teacher_rows = len(self._roles.train)
         if limit is not None:
@@ -152,7 +164,12 @@ class Study:
             return self.run / "teacher"
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
         return train_teacher(
-            self.saved.model, self.saved.source, self.folder / "seeds" / str(seed), plan=plan, hooks=self.hooks
+            self.saved.model,
+            self.saved.source,
+            self.folder / "seeds" / str(seed),
+            plan=plan,
+            hooks=self.hooks,
+            device=self.device,
         )
 
     def rows(self, seed: int) -> Prepared:
@@ -202,6 +219,7 @@ class Study:
         """Write what a study found to its folder, with what it was made by."""
         made = {
             "budget": self.budget,
+            "recipe": self.recipe.name,
             "limit": self.source.limit,
             "n_train": len(self._roles.train.ids),
             "machine": asdict(machine_of(self.elastic.model.device)),
@@ -255,7 +273,7 @@ class Study:
         :param plan: its recipe costs what it costs: see `at_budget`. Its teacher is that of the seed.
         """
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
-        recipe, grid, batching = asdict(plan.recipe), asdict(plan.grid), asdict(plan.batching)
+        recipe, grid, batching = asdict(replace(plan.recipe, name="")), asdict(plan.grid), asdict(plan.batching)
         settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
         work = self.folder / "running" / self._label(f"{name}-{seed}", settings)
         return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, plan, seed, work))
@@ -271,7 +289,7 @@ class Study:
 
         if plan == replace(self.plan, teacher=None) and self.source == self.saved.source:
             return measured(self.run)
-        train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None)
+        train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None, device=self.device)
         trial = measured(work)
         remove_folder(work)
         return trial
