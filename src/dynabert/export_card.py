@@ -98,6 +98,9 @@ def _measured(index: ExportIndex, metric: str) -> str:
         f"difference of a logit from PyTorch: {max(size.parity.max_difference for size in index.sizes):.2g}. Times: a "
         f"call of {first.timing.batch} x {first.timing.seq} tokens on {machine_line(index.made.machine)}."
     )
+    if first.n_fused is not None:
+        fused = ", ".join(dict.fromkeys(f"{size.n_fused} of {size.n_layers}" for size in index.sizes))
+        text += f" Layers whose attention is one kernel: {fused}."
     if first.unquantised:
         text += f" Layers left in fp32: {', '.join(map(str, first.unquantised))}."
     return text

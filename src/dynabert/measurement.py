@@ -188,6 +188,7 @@ class Timing:
     :param median_ms: of the repeats, in milliseconds.
     :param p95_ms: their 95th percentile.
     :param spread: interquartile range as a share of the median.
+    :param energy_mj: of one call, in millijoules, see `dynabert.energy`; None where the machine does not tell.
     """
 
     batch: int
@@ -195,6 +196,7 @@ class Timing:
     median_ms: float
     p95_ms: float
     spread: float
+    energy_mj: float | None = None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ __all__ = [
     "plain_text",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 WIDE_SPREAD = 0.2
 """Interquartile range, as a share of the median, from which on a time is not to be relied on."""
@@ -175,12 +175,10 @@ class Sweep:
             raise ModelFileError(f"{what} has format {version}, newer than {FORMAT_VERSION}: update dynabert")
         try:
             _check_keys(saved, {"format_version", "context", "rows"}, "the file")
-            if version not in (1, 2, FORMAT_VERSION) or not isinstance(saved["rows"], list):
+            if version not in (*_LATER, FORMAT_VERSION) or not isinstance(saved["rows"], list):
                 raise TypeError("no format_version and list of rows")
-            if version == 1:
-                saved = _of_version_2(saved)
-            if version != FORMAT_VERSION:
-                saved = _of_version_3(saved)
+            for earlier in range(version, FORMAT_VERSION):
+                saved = _LATER[earlier](saved)
             context = Context(**_fields(_hints(Context), saved["context"], "context"))
             rows = tuple(_parse_row(row, i) for i, row in enumerate(saved["rows"]))
             if any(next(iter(row.quality.metrics), None) != context.metric for row in rows):
@@ -220,18 +218,20 @@ class Sweep:
         if latency is None or not timed or (len(latency.shapes) == 1 and not machine.engine):
             return []
         places, tables = range(len(latency.shapes)), []
+        told = any(row.cost.timings[0].energy_mj is not None for row in self.rows)
+        sizes = (*_SIZES, *((_ENERGY,) if told else ()))
         for start in places[::_SHAPES_ABREAST]:
             shown = places[start : start + _SHAPES_ABREAST]
             table = Table(title="milliseconds of a call: median, and 95 % within", box=box.SIMPLE)
             table.add_column("Subnet")
             headers = [f"{batch} x {seq}" for batch, seq in (latency.shapes[place] for place in shown)]
-            for header in (*headers, *(_SIZES if start == 0 else ())):
+            for header in (*headers, *(sizes if start == 0 else ())):
                 table.add_column(header, justify="right", no_wrap=True)
             for row in self.rows:
                 times = [
                     f"{row.cost.timings[place].median_ms:.2f} {row.cost.timings[place].p95_ms:.2f}" for place in shown
                 ]
-                table.add_row(row.subnet, *times, *(_sizes(row.cost) if start == 0 else ()))
+                table.add_row(row.subnet, *times, *(_sizes(row.cost)[: len(sizes)] if start == 0 else ()))
             tables.append(table)
         return tables
 
@@ -280,13 +280,15 @@ def _cells(row: Measurement) -> tuple[str, ...]:
 
 
 _SIZES = ("sequences/s", "MB", "memory MB")
+_ENERGY = "mJ"
 
 
 def _sizes(cost: Cost) -> tuple[str, ...]:
-    """What `_SIZES` says: throughput at the first shape, files, memory."""
+    """What `_SIZES` says, throughput at the first shape, files, memory; and the energy of a call at the first shape."""
     first = cost.timings[0]
     bytes_of = ("-" if size is None else f"{size / 1e6:.1f}" for size in (cost.file_bytes, cost.peak_bytes))
-    return (f"{1e3 * first.batch / first.median_ms:.0f}", *bytes_of)
+    energy = "-" if first.energy_mj is None else f"{first.energy_mj:.1f}"
+    return (f"{1e3 * first.batch / first.median_ms:.0f}", *bytes_of, energy)
 
 
 def _parse_row(saved: Any, place: int) -> Measurement:  # noqa: ANN401 (whatever the file holds)
@@ -343,6 +345,16 @@ def _of_version_3(saved: dict[str, Any]) -> dict[str, Any]:
     latency = saved["context"]["latency"]
     lengths = [] if latency is None else latency["seq"]
     return {**saved, "context": {**saved["context"], "seq_len": next(iter(lengths), 128)}}
+
+
+def _of_version_4(saved: dict[str, Any]) -> dict[str, Any]:
+    """What the third version said, in the words of this one: energy was not measured."""
+    rows = [{**row, "timings": [{**timing, "energy_mj": None} for timing in row["timings"]]} for row in saved["rows"]]
+    return {**saved, "rows": rows}
+
+
+_LATER = {1: _of_version_2, 2: _of_version_3, 3: _of_version_4}
+"""By the version of a file: what makes the next one of it."""
 
 
 def _check_keys(saved: Any, names: set[str], what: str) -> None:  # noqa: ANN401 (whatever the file holds)

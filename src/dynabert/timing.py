@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from dynabert.energy import energy_counter, energy_of
 from dynabert.sweep import Timing
 
 Key = TypeVar("Key")
@@ -80,18 +82,20 @@ def timings(
     finish: Callable[[], None] = nothing,
     progress: Progress | None = None,
 ) -> dict[Key, tuple[Timing, ...]]:
-    """How long each of some models takes for each of some inputs: see `interleaved`, one shape after the other.
+    """What each of some models takes for each of some inputs: see `interleaved`, one shape after the other.
+
+    Its energy as well, where the machine tells it.
 
     :param calls: models, by what they are called.
     :param inputs: by (batch, seq).
     """
     found: dict[Key, list[Timing]] = {key: [] for key in calls}
+    counter = energy_counter()
     for shape, given in inputs.items():
-        taken = interleaved(
-            {key: partial(call, given) for key, call in calls.items()}, repeats, finish=finish, progress=progress
-        )
-        for key, seconds in taken.items():
-            found[key].append(timing_of(seconds, shape=shape))
+        runs = {key: partial(call, given) for key, call in calls.items()}
+        for key, seconds in interleaved(runs, repeats, finish=finish, progress=progress).items():
+            energy = None if counter is None else energy_of(runs[key], counter, finish=finish)
+            found[key].append(replace(timing_of(seconds, shape=shape), energy_mj=energy))
     return {key: tuple(times) for key, times in found.items()}
 
 
