@@ -2,7 +2,7 @@
 
     DYNABERT_DATA=DIR python benchmarks/estimate.py --json docs/results/estimate.json
 
-MiniLM on 2,000 rows of SST-2, the default recipe, one epoch a stage. The two run in processes of their own, one after
+MiniLM on 2,000 rows of SST-2, the two-stage recipe, one epoch a stage. The two run in processes of their own, one after
 the other, so that neither finds the other's memory. What else the machine does meanwhile is in the error: the load is
 told beside it.
 """

@@ -5,8 +5,8 @@
 Nothing is trained, and every search begins with nothing: what others left in the run folders is not used. Everything
 is chosen on the `select` rows: the row of the grid that all gains are over by its metric (`uniform grid`), the others
 by their distance from the full network, the grid's `nearest` among them. Gains are on the validation rows, paired by
-row and by seed of the search, in points. `seconds` are of wall time from the start of a search to its choice; `wall` is
-what all of it took, measuring included.
+row and by seed of the search, in points. `seconds` are of wall time from the start of a search to its choice, the most
+of the seeds; `wall` is what all of it took, measuring included. The result is written after every search.
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,11 @@ QUICK_TRIALS = 40
 
 def searched(run: Path, limit: CostLimit, effort: Effort, device: str | None) -> SearchResult:
     """A search that knows nothing of earlier ones: in a folder with all that the run has but those."""
+    run = run.resolve()
     with TemporaryDirectory() as temporary:
         alike = Path(temporary) / run.name
         alike.mkdir()
-        for entry in run.resolve().iterdir():
+        for entry in run.iterdir():
             if entry.name != FOLDER:
                 (alike / entry.name).symlink_to(entry)
         return search_run(alike, limit, effort=effort, device=device)
@@ -93,6 +94,7 @@ def main() -> None:
                 print(f"{run}, seed {effort.seed}\n{results[-1].table()}", flush=True)
                 about = {"run": run.name, "share": share, "seed": effort.seed, "wall": wall}
                 searches.append({**about, **results[-1].to_dict()})
+                finish({"machine": machine(chosen.device), "searches": searches}, chosen.json)
             if UNIFORM not in results[0].logits:
                 print(f"no row of the grid is as small as {share:g}: nothing to compare with")
                 continue

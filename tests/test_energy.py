@@ -15,8 +15,10 @@ class Processors:
     def __init__(self, folder: Path, *microjoules: int, largest: int = 1000) -> None:
         self.files, self.largest = [], largest
         for number, value in enumerate(microjoules):
-            for name in (f"intel-rapl:{number}", f"intel-rapl:{number}:0"):
-                (folder / name).mkdir()
+            zones = {f"intel-rapl:{number}": f"package-{number}", f"intel-rapl:{number}:0": "core"}
+            for name, called in {**zones, "intel-rapl:9": "psys"}.items():
+                (folder / name).mkdir(exist_ok=True)
+                (folder / name / "name").write_text(f"{called}\n")
                 (folder / name / "max_energy_range_uj").write_text(str(largest))
                 (folder / name / "energy_uj").write_text(str(value))
             self.files.append(folder / f"intel-rapl:{number}" / "energy_uj")
@@ -45,6 +47,14 @@ def test_a_call_costs_the_mean_of_many(tmp_path: Path) -> None:
     assert used == pytest.approx(3.0)
 
 
+def test_a_counter_that_fails_later_tells_nothing(tmp_path: Path) -> None:
+    processors = Processors(tmp_path, 0)
+    counter = energy_counter(tmp_path)
+    assert counter is not None
+    processors.files[0].unlink()
+    assert energy_of(lambda: None, counter, finish=nothing) is None
+
+
 def test_a_machine_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert energy_counter(tmp_path) is None
     Processors(tmp_path, 5)
@@ -52,6 +62,13 @@ def test_a_machine_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.Monkey
     assert energy_counter(tmp_path) is None, "nothing that can be read"
     monkeypatch.setattr(timing, "energy_counter", lambda: None)
     ((one,),) = timings({"a": lambda _: None}, {(1, 2): None}, repeats=1).values()
+    assert one.energy_mj is None
+
+
+def test_a_gpu_is_not_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Processors(tmp_path, 0)
+    monkeypatch.setattr(timing, "energy_counter", lambda: energy_counter(tmp_path))
+    ((one,),) = timings({"a": lambda _: None}, {(1, 2): None}, repeats=1, on_cpu=False).values()
     assert one.energy_mj is None
 
 

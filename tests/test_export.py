@@ -66,7 +66,7 @@ def test_an_export_says_what_it_is_and_predicts_as_the_subnet(
     here = machine_of(elastic.model.device, n_threads=1, engine=f"onnxruntime {made.version}")
     assert index.made.machine == here and index.made.max_metric_drop is None
     assert index.made.options == engine_of("onnxruntime", "fp32").options(dtype="fp32", n_threads=1)
-    assert "attention is one kernel: 2 of 2." in (tmp_path / "deploy" / "README.md").read_text()
+    assert "attention is one operator: 2 of 2." in (tmp_path / "deploy" / "README.md").read_text()
     session = open_export(tmp_path / "deploy")
     for batch in checks.validation:
         logits = session({name: rows.numpy() for name, rows in batch.inputs.items()})

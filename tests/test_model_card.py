@@ -21,7 +21,7 @@ ORIGIN = Origin(
     language="en",
     base_model="someone/encoder",
     rows="rows: 3,000 train, 300 select, 408 validation; fingerprint `0123`",
-    recipe="`default` (width; depth), seed 42",
+    recipe="`two-stage` (width; depth), seed 42",
     max_length=128,
     machine=MACHINE,
 )

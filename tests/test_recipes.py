@@ -7,7 +7,7 @@ import pytest
 
 from dynabert.errors import SettingError
 from dynabert.losses import PUBLISHED, LossWeights, Reduction
-from dynabert.recipes import FINETUNE, RECIPES, TEACHER, Recipe, Schedule, Stage, recipe_of
+from dynabert.recipes import FINETUNE, RECIPES, TEACHER, Recipe, Schedule, Stage, present_name, recipe_of
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, SubnetGrid, encoder_flops
 
 GRID = SubnetGrid()
@@ -177,3 +177,11 @@ def test_recipes_by_name():
         SettingError, match=r"unknown recipe 'papr' \(did you mean 'paper'\?\); known: default, two-stage, paper"
     ):
         recipe_of("papr")
+
+
+def test_recipes_have_other_names_now():
+    assert present_name("default", ["width", "depth", "finetune"]) == "two-stage"
+    assert present_name("sandwich", ["sandwich"]) == present_name("default", ["sandwich"]) == "default"
+    assert present_name("paper", ["width", "depth"]) == "paper"
+    with pytest.raises(SettingError, match="'sandwich' is called 'default' now; known: default, two-stage, paper"):
+        recipe_of("sandwich")

@@ -32,6 +32,14 @@ def test_a_folder_is_made_and_taken_up_again(tmp_path: Path) -> None:
     assert not list(out.rglob(".tmp-*")), "what interrupted writes had left is gone"
 
 
+def test_a_recipe_that_was_given_another_name_is_the_same(tmp_path: Path) -> None:
+    stages = [{"name": "width"}, {"name": "depth"}]
+    open_once(tmp_path / "run", {**IDENTITY, "recipe": {"name": "default", "stages": stages}})
+    open_once(tmp_path / "run", {**IDENTITY, "recipe": {"name": "two-stage", "stages": stages}})
+    with pytest.raises(SettingError, match="recipe.name"):
+        open_once(tmp_path / "run", {**IDENTITY, "recipe": {"name": "paper", "stages": stages}})
+
+
 def test_going_on_elsewhere_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def open_with(n_threads: int) -> None:
         called = {"machine": {"n_threads": n_threads, "torch": "2.13.0"}}

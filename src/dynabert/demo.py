@@ -314,20 +314,24 @@ def prepare(
     :return: the encoder's folder, where the rows are, and what to do.
     """
     from dynabert.distill import Training
-    from dynabert.plan import Batching, Plan, Source
+    from dynabert.plan import Batching, Plan, Source, plan_of
     from dynabert.recipes import RECIPES, TEACHER
 
-    earlier = Path(out) / "run.json"
-    if earlier.exists() and read_json(earlier)["fingerprint"]["seed"] != seed:
-        raise SettingError(f"{out} is a run of another seed than {seed}; give another --out, or delete that folder")
-    data, encoder = (Path(f"{out}-{part}") for part in ("data", "encoder"))
-    write_corpus(data, n_train=settings.n_train, n_validation=settings.n_validation, seed=seed)
-    source = Source(train=data / "train.csv", validation=data / "validation.csv", text="text", label="label")
-    write_encoder(encoder, (text for text, _ in generate(settings.n_train, seed)), seed=seed)
     plan = Plan(
         recipe=RECIPES["default"].adjusted(epochs=settings.epochs, lr=settings.lr),
         teacher=replace(TEACHER, epochs=settings.teacher_epochs, lr=settings.teacher_lr),
         training=Training(seed=seed, precision="fp32", warmup=settings.warmup),
         batching=Batching(settings.batch_size, max_length=MAX_LENGTH),
     )
+    earlier = Path(out) / "run.json"
+    if earlier.exists():
+        former = plan_of(read_json(earlier)["fingerprint"])
+        if (former.recipe, former.teacher, former.training.seed) != (plan.recipe, plan.teacher, seed):
+            raise SettingError(
+                f"{out} is a run of another seed or recipe than this demo's; give another --out, or delete that folder"
+            )
+    data, encoder = (Path(f"{out}-{part}") for part in ("data", "encoder"))
+    write_corpus(data, n_train=settings.n_train, n_validation=settings.n_validation, seed=seed)
+    source = Source(train=data / "train.csv", validation=data / "validation.csv", text="text", label="label")
+    write_encoder(encoder, (text for text, _ in generate(settings.n_train, seed)), seed=seed)
     return encoder, source, plan

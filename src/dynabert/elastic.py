@@ -24,7 +24,7 @@ from dynabert.description import Description
 from dynabert.families import Family, family_of
 from dynabert.files import CARD
 from dynabert.model_files import ELASTIC
-from dynabert.slicing import active_sizes, leading, with_all_heads, zero_other_heads
+from dynabert.slicing import active_sizes, leading, leading_ranges, with_all_heads, zero_other_heads
 from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class ElasticLinear(nn.Module):
         self.weight = weight
         self.bias = bias
         self.n_out, self.n_in, self.parts = n_out, n_in, parts
-        self._kept: tuple[int, Tensor, Tensor | None] | None = None
+        rows, columns = leading_ranges(weight.shape[0], n_out, parts), leading_ranges(weight.shape[1], n_in)
+        self._rows = rows[0] if n_out < weight.shape[0] else None
+        self._part = (rows[0], columns[0]) if n_in < weight.shape[1] else self._rows
 
     def active(self, weight: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The active part of the shared weight (n_out * parts, n_in) and bias (n_out * parts,).
@@ -66,20 +68,16 @@ class ElasticLinear(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., n_in) to (..., n_out * parts).
 
-        Without gradients the slices are kept for the next call: they are views of the same numbers, and slicing
-        takes a tenth of the time of a short input.
+        The same part as that of `active`, in fewer steps, which short inputs feel.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.parts > 1:
+        if self.parts > 1:
             return F.linear(features, *self.active())
-        kept, weight, bias = self._kept, self.weight, self.bias
-        where = weight.data_ptr() if bias is None else weight.data_ptr() ^ bias.data_ptr()
-        if kept is None or kept[0] != where:
-            kept = self._kept = (where, *self.active())
-        return F.linear(features, kept[1], kept[2])
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the kept slices: a copy slices its own weight."""
-        return {**self.__dict__, "_kept": None}
+        part, rows, bias = self._part, self._rows, self.bias
+        return F.linear(
+            features,
+            self.weight if part is None else self.weight[part],
+            bias if rows is None or bias is None else bias[rows],
+        )
 
     def extra_repr(self) -> str:
         """The active sizes out of the full ones."""

@@ -8,21 +8,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
-_PACKAGES = "intel-rapl:*"  # AMD's processors too; parts of a package have a second number
+_ZONES = "intel-rapl:*"  # AMD's processors too
+_PACKAGE = "package"  # so begins the name of a whole processor; other zones are parts of one, or hold several
 _AT_LEAST_S = 0.2  # the counters move about once a millisecond
 
 
-def energy_counter(folder: Path = POWERCAP) -> Callable[[], float] | None:
-    """Millijoules that the processors of this machine have used since some moment; None where it does not tell.
+EnergyCounter = Callable[[], float | None]
+"""Millijoules since some moment; None if it cannot be read any more."""
+
+
+def energy_counter(folder: Path = POWERCAP) -> EnergyCounter | None:
+    """What the processors of this machine have used; None where it does not tell.
 
     :param folder: where the system has its counters.
     """
-    packages = [path for path in sorted(folder.glob(_PACKAGES)) if path.name.count(":") == 1]
     try:
-        counters = [_Counter(path) for path in packages]
+        zones = [zone for zone in sorted(folder.glob(_ZONES)) if (zone / "name").read_text().startswith(_PACKAGE)]
+        counters = [_Counter(zone) for zone in zones]
     except (OSError, ValueError):
         return None
-    return (lambda: sum(counter.millijoules() for counter in counters)) if counters else None
+
+    def total() -> float | None:
+        try:
+            return sum(counter.millijoules() for counter in counters)
+        except (OSError, ValueError):
+            return None
+
+    return total if counters else None
 
 
 class _Counter:
@@ -31,9 +43,9 @@ class _Counter:
     :raises OSError: it may not be read, as by default nobody but root may.
     """
 
-    def __init__(self, package: Path) -> None:
-        self._path = package / "energy_uj"
-        self._range = int((package / "max_energy_range_uj").read_text())
+    def __init__(self, zone: Path) -> None:
+        self._path = zone / "energy_uj"
+        self._range = int((zone / "max_energy_range_uj").read_text())
         self._last, self._total = self._read(), 0
 
     def millijoules(self) -> float:
@@ -49,18 +61,20 @@ class _Counter:
 
 def energy_of(
     call: Callable[[], object],
-    counter: Callable[[], float],
+    counter: EnergyCounter,
     *,
     finish: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Millijoules of one call: the mean of as many as fill a fifth of a second.
+) -> float | None:
+    """Millijoules of one call: the mean of as many as fill a fifth of a second; None if the counter fails.
 
     :param finish: waits until what a call started is done.
     """
-    n, began, before = 0, clock(), counter()
+    before = counter()
+    n, began = 0, clock()
     while n == 0 or clock() - began < _AT_LEAST_S:
         call()
         finish()
         n += 1
-    return (counter() - before) / n
+    after = counter()
+    return None if before is None or after is None else (after - before) / n

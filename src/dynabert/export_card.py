@@ -100,7 +100,7 @@ def _measured(index: ExportIndex, metric: str) -> str:
     )
     if first.n_fused is not None:
         fused = ", ".join(dict.fromkeys(f"{size.n_fused} of {size.n_layers}" for size in index.sizes))
-        text += f" Layers whose attention is one kernel: {fused}."
+        text += f" Layers whose attention is one operator: {fused}."
     if first.unquantised:
         text += f" Layers left in fp32: {', '.join(map(str, first.unquantised))}."
     return text

@@ -265,13 +265,15 @@ def latencies(
             shared = small.get_input_embeddings()
         small.set_input_embeddings(shared)
         models[subnet] = small
-    finish = torch.cuda.synchronize if elastic.model.device.type == "cuda" else nothing
+    on_cpu = elastic.model.device.type == "cpu"
+    finish = nothing if on_cpu else torch.cuda.synchronize
     with torch.inference_mode(), threads(settings.n_threads):
         return timings(
             {subnet: partial(_call, small) for subnet, small in models.items()},
             inputs,
             repeats=settings.repeats,
             finish=finish,
+            on_cpu=on_cpu,
             progress=progress,
         )
 

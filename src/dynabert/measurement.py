@@ -181,7 +181,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one call took.
+    """What one call took.
 
     :param batch: sequences in it.
     :param seq: tokens of each.

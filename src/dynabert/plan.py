@@ -15,7 +15,7 @@ from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError, one_of
 from dynabert.losses import LossWeights, Reduction
-from dynabert.recipes import RECIPES, Recipe, Schedule, Stage
+from dynabert.recipes import RECIPES, Recipe, Schedule, Stage, present_name
 from dynabert.rewire import ORDERS, Order
 from dynabert.subnet import DepthRule, SubnetGrid
 from dynabert.tasks import Task, task_of
@@ -181,6 +181,15 @@ def fingerprint(
     }
 
 
+def as_now(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint that may be of some time ago, with the name that its recipe has now: see `present_name`."""
+    recipe = saved.get("recipe", {})
+    if "name" not in recipe:
+        return dict(saved)
+    name = present_name(recipe["name"], [stage["name"] for stage in recipe["stages"]])
+    return {**saved, "recipe": {**recipe, "name": name}}
+
+
 def plan_of(saved: Mapping[str, Any]) -> Plan:
     """The plan of a run, from its fingerprint; how often it saved and logged is not in there.
 
@@ -191,7 +200,7 @@ def plan_of(saved: Mapping[str, Any]) -> Plan:
         weights, schedule = LossWeights(**values["weights"]), Schedule(**values["schedule"])
         return Stage(**{**values, "weights": weights, "schedule": schedule})
 
-    recipe = saved["recipe"]
+    recipe = as_now(saved)["recipe"]
     stages = tuple(map(stage, recipe["stages"]))
     training = {part.name: saved[part.name] for part in fields(Training) if part.name in saved}
     return Plan(

@@ -1,5 +1,6 @@
 """Stages and recipes: a whole training plan as data. The loop that runs them is in `dynabert.distill`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
@@ -179,11 +180,24 @@ ten layers instead of their sum, so its weight is ten times the paper's.
 """
 
 
+def present_name(name: str, stages: Sequence[str]) -> str:
+    """What a recipe is called now: `default` was `sandwich`, and `two-stage` was `default`, before the sandwich was.
+
+    :param name: that it was saved with.
+    :param stages: the names of its stages.
+    """
+    if name == "default" and "width" in stages:
+        return "two-stage"
+    return "default" if name == _SANDWICH.name else name
+
+
 def recipe_of(name: str) -> Recipe:
     """The recipe of a name.
 
     :raises SettingError: an unknown name.
     """
+    if name == _SANDWICH.name:
+        raise SettingError(f"recipe {name!r} is called 'default' now; known: {', '.join(RECIPES)}")
     if name not in RECIPES:
         raise SettingError(one_of("recipe", name, RECIPES))
     return RECIPES[name]

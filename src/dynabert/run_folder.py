@@ -21,6 +21,7 @@ from dynabert.checkpoint import CHECKPOINTS
 from dynabert.errors import SettingError
 from dynabert.failures import check_space
 from dynabert.files import clean_temporary, read_json, storage_errors, write_json
+from dynabert.plan import as_now
 
 RUN_FILE, METRICS_FILE, LOCK_FILE = "run.json", "metrics.jsonl", ".lock"
 
@@ -82,7 +83,7 @@ def _is_new(out: Path) -> bool:
 
 def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, force: bool) -> None:
     saved = dict(read_json(out / RUN_FILE))
-    former = saved.get("fingerprint", {})
+    former = as_now(saved.get("fingerprint", {}))
     fields, lines = differences(former, identity)
     fixed = [name for name in fields if name in FIXED]
     if fields and (fixed or not force):

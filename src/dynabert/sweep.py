@@ -218,22 +218,35 @@ class Sweep:
         if latency is None or not timed or (len(latency.shapes) == 1 and not machine.engine):
             return []
         places, tables = range(len(latency.shapes)), []
-        told = any(row.cost.timings[0].energy_mj is not None for row in self.rows)
-        sizes = (*_SIZES, *((_ENERGY,) if told else ()))
         for start in places[::_SHAPES_ABREAST]:
             shown = places[start : start + _SHAPES_ABREAST]
             table = Table(title="milliseconds of a call: median, and 95 % within", box=box.SIMPLE)
             table.add_column("Subnet")
             headers = [f"{batch} x {seq}" for batch, seq in (latency.shapes[place] for place in shown)]
-            for header in (*headers, *(sizes if start == 0 else ())):
+            for header in (*headers, *(_SIZES if start == 0 else ())):
                 table.add_column(header, justify="right", no_wrap=True)
             for row in self.rows:
                 times = [
                     f"{row.cost.timings[place].median_ms:.2f} {row.cost.timings[place].p95_ms:.2f}" for place in shown
                 ]
-                table.add_row(row.subnet, *times, *(_sizes(row.cost)[: len(sizes)] if start == 0 else ()))
+                table.add_row(row.subnet, *times, *(_sizes(row.cost) if start == 0 else ()))
             tables.append(table)
+        if any(timing.energy_mj is not None for row in self.rows for timing in row.cost.timings):
+            tables.append(self._energy_table())
         return tables
+
+    def _energy_table(self) -> "Table":
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title="millijoules of a call, all that the processor took meanwhile", box=box.SIMPLE)
+        table.add_column("Subnet", no_wrap=True)
+        for timing in self.rows[0].cost.timings:
+            table.add_column(f"{timing.batch} x {timing.seq}", justify="right")
+        for row in self.rows:
+            energies = (timing.energy_mj for timing in row.cost.timings)
+            table.add_row(row.subnet, *("-" if energy is None else f"{energy:.3g}" for energy in energies))
+        return table
 
     def doubt(self) -> str:
         """A line on times that spread too widely to be relied on; empty where none does."""
@@ -280,15 +293,13 @@ def _cells(row: Measurement) -> tuple[str, ...]:
 
 
 _SIZES = ("sequences/s", "MB", "memory MB")
-_ENERGY = "mJ"
 
 
 def _sizes(cost: Cost) -> tuple[str, ...]:
-    """What `_SIZES` says, throughput at the first shape, files, memory; and the energy of a call at the first shape."""
+    """What `_SIZES` says: throughput at the first shape, files, memory."""
     first = cost.timings[0]
     bytes_of = ("-" if size is None else f"{size / 1e6:.1f}" for size in (cost.file_bytes, cost.peak_bytes))
-    energy = "-" if first.energy_mj is None else f"{first.energy_mj:.1f}"
-    return (f"{1e3 * first.batch / first.median_ms:.0f}", *bytes_of, energy)
+    return (f"{1e3 * first.batch / first.median_ms:.0f}", *bytes_of)
 
 
 def _parse_row(saved: Any, place: int) -> Measurement:  # noqa: ANN401 (whatever the file holds)

@@ -80,6 +80,7 @@ def timings(
     *,
     repeats: int,
     finish: Callable[[], None] = nothing,
+    on_cpu: bool = True,
     progress: Progress | None = None,
 ) -> dict[Key, tuple[Timing, ...]]:
     """What each of some models takes for each of some inputs: see `interleaved`, one shape after the other.
@@ -88,9 +89,10 @@ def timings(
 
     :param calls: models, by what they are called.
     :param inputs: by (batch, seq).
+    :param on_cpu: the processor does the work: only then its energy is that of the call.
     """
     found: dict[Key, list[Timing]] = {key: [] for key in calls}
-    counter = energy_counter()
+    counter = energy_counter() if on_cpu else None
     for shape, given in inputs.items():
         runs = {key: partial(call, given) for key, call in calls.items()}
         for key, seconds in interleaved(runs, repeats, finish=finish, progress=progress).items():

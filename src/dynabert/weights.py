@@ -33,37 +33,50 @@ _BUFFERS = ("position_ids", "token_type_ids")
 _CHUNK_BYTES = 4 * MIB
 
 
-class _File:
-    """A weight file, read a piece at a time into one scratch buffer.
+class _Scratch:
+    """Memory that all tensors of a checkpoint are read through, one after the other.
 
     Scratch of its own for each tensor would leave holes between the tensors that are kept, of a third of their size.
+    """
 
-    :param path: the file.
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, n_bytes: int) -> Tensor:
+        """So many bytes, whose content lasts until the next call."""
+        if n_bytes > len(self._bytes):
+            self._bytes = torch.empty(max(n_bytes, _CHUNK_BYTES), dtype=torch.uint8)
+        return self._bytes[:n_bytes]
+
+
+@dataclass(frozen=True)
+class _File:
+    """A weight file.
+
     :param file: it, open for reading, unbuffered.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self._file = path, file
-        self._scratch = torch.empty(0, dtype=torch.uint8)
+    path: Path
+    file: BinaryIO
+    scratch: _Scratch
 
-    def rows(self, start: int, n: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Numbers that lie behind each other, shape (n, width), valid until the next call.
+    def rows(self, name: str, start: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Numbers that lie behind each other, valid until any tensor of the checkpoint is read.
 
+        :param name: of the tensor, for messages.
         :param start: where they begin, in bytes.
         :raises ModelFileError: the file ends before they do.
         :raises StorageError: an I/O error.
         """
-        n_bytes = n * width * dtype.itemsize
-        if n_bytes > len(self._scratch):
-            self._scratch = torch.empty(max(n_bytes, _CHUNK_BYTES), dtype=torch.uint8)
-        rest = self._scratch.numpy().data[:n_bytes]
+        scratch = self.scratch.of(prod(shape) * dtype.itemsize)
+        rest = scratch.numpy().data
         with storage_errors(self.path):
             while rest:
-                n_read = os.preadv(self._file.fileno(), [rest], start)
+                n_read = os.preadv(self.file.fileno(), [rest], start)
                 if not n_read:
-                    raise ModelFileError(f"{self.path} ends within its tensors; use another copy of it")
+                    raise ModelFileError(f"{self.path} ends within {name!r:.120}; use another copy of it")
                 rest, start = rest[n_read:], start + n_read
-        return self._scratch[:n_bytes].view(dtype).view(n, width)
+        return scratch.view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,8 @@ class Stored:
         at_once = max(1, _CHUNK_BYTES // row_bytes)
         for part in rows:
             for first in range(part.start, part.stop, at_once):
-                n = min(at_once, part.stop - first)
-                chunk = self.file.rows(self.start + first * row_bytes, n, width, dtype)
+                shape = (min(at_once, part.stop - first), width)
+                chunk = self.file.rows(self.name, self.start + first * row_bytes, shape, dtype)
                 target, column = matrix[written : written + len(chunk)], 0
                 for kept in columns:
                     target[:, column : column + kept.stop - kept.start] = chunk[:, kept]
@@ -138,7 +151,7 @@ def open_weights(paths: Sequence[Path], prefix: str) -> Iterator[dict[str, Store
     """The tensors of safetensors files, by what they are in a model whatever its head.
 
     A key is a name inside the encoder without the prefix that task models put before it, or the full name of a tensor
-    of the head; the old names gamma and beta of norms are weight and bias.
+    of the head; the old names gamma and beta of norms are weight and bias. One thread at a time may read them.
 
     :param paths: the files of one checkpoint.
     :param prefix: name of the encoder inside task models, ``bert``.
@@ -146,8 +159,9 @@ def open_weights(paths: Sequence[Path], prefix: str) -> Iterator[dict[str, Store
     """
     with ExitStack() as stack:
         stored: dict[str, Stored] = {}
+        scratch = _Scratch()
         for path in paths:
-            for tensor in _tensors_of(path, stack):
+            for tensor in _tensors_of(path, stack, scratch):
                 key = key_of(tensor.name, prefix)
                 if key in stored:
                     raise ModelFileError(
@@ -157,7 +171,7 @@ def open_weights(paths: Sequence[Path], prefix: str) -> Iterator[dict[str, Store
         yield stored
 
 
-def _tensors_of(path: Path, stack: ExitStack) -> list[Stored]:
+def _tensors_of(path: Path, stack: ExitStack, scratch: _Scratch) -> list[Stored]:
     """The tensors of one file, which stays open. The safetensors library checks the header; then it is read."""
     try:
         with safe_open(path, framework="pt"):
@@ -167,7 +181,7 @@ def _tensors_of(path: Path, stack: ExitStack) -> list[Stored]:
     except (SafetensorError, OSError, ValueError) as error:
         raise _not_safetensors(path, error) from error
     header.pop("__metadata__", None)
-    file = _File(path, opened)
+    file = _File(path, opened, scratch)
     return [
         Stored(name, file, tuple(about["shape"]), about["dtype"], 8 + n_header + about["data_offsets"][0])
         for name, about in header.items()

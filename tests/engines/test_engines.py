@@ -85,6 +85,26 @@ def test_eager_attention_is_seen_not_to_be_fused(tmp_path: Path) -> None:
     assert engine.open(tmp_path, dtype="fp32", n_threads=1).n_fused == 0
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_onnx_runtime_leaves_sums_and_norms_apart_if_it_is_told_to(
+    told: bool, small: PreTrainedModel, tmp_path: Path
+) -> None:
+    import onnx
+    import onnxruntime
+
+    engine = engine_of("onnxruntime", "fp32")
+    engine.write(small, tmp_path, dtype="fp32")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    for name, value in engine.options(dtype="fp32", n_threads=1).items() if told else ():
+        if "." in name:
+            options.add_session_config_entry(name, str(value))
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert ("SkipLayerNormalization" in kinds) is not told and "LayerNormalization" in kinds
+
+
 @pytest.mark.slow
 def test_compiled_torch_agrees(small: PreTrainedModel, expected: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(run("torch-compile", "fp32", small, tmp_path), expected, atol=1e-4)

@@ -111,13 +111,29 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
 
 def test_recipes_are_compared_with_the_papers_too(run: Path) -> None:
     result = ablate(run, factors=["recipe"], n_seeds=1, lrs=(1e-3,), budget=0.5)
-    rows = {(row.variant, row.where): row for row in result.effects}
-    assert {variant for variant, _ in rows} == {"paper", "default", "default beside paper"}
+    rows = {(row.variant, row.against, row.where): row for row in result.effects}
+    assert result.recipe == "two-stage" and {(variant, against) for variant, against, _ in rows} == {
+        ("paper", "base"),
+        ("default", "base"),
+        ("default", "paper"),
+    }
     for where in ("mean", "w0.5-d0.5"):
-        beside = rows["default beside paper", where]
-        apart = rows["default", where].difference - rows["paper", where].difference
-        assert beside.difference == pytest.approx(apart) and beside.low <= beside.difference <= beside.high
-        assert beside.metric == rows["default", where].metric
+        beside, paper, default = (
+            rows[(*pair, where)] for pair in (("default", "paper"), ("paper", "base"), ("default", "base"))
+        )
+        assert beside.difference == pytest.approx(default.difference - paper.difference)
+        assert beside.low <= beside.difference <= beside.high and beside.metric == default.metric
+
+
+def test_another_recipe_can_be_varied_at_the_cost_of_the_runs(run: Path) -> None:
+    result = ablate(run, factors=["schedule"], n_seeds=1, lrs=(1e-3,), budget=0.5, recipe="default")
+    assert result.recipe == "default" and {row.variant for row in result.effects} == {"all", "ladder"}
+    trial = next(Trial.load(file) for file in (run / "studies" / "trials").glob("schedule-ladder-*"))
+    assert trial.training_flops == pytest.approx(Study(run, budget=0.5).budget_flops, rel=0.1)
+    with pytest.raises(SettingError, match="nothing to vary in the recipe default by assistant, teacher-width"):
+        ablate(run, factors=["assistant", "teacher-width"], recipe="default")
+    with pytest.raises(SettingError, match="unknown recipe 'pap'"):
+        ablate(run, recipe="pap")
 
 
 def test_settings_out_of_range_are_refused(run: Path) -> None:

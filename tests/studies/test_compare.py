@@ -82,6 +82,17 @@ def test_nothing_is_trained_twice(run: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (run / "studies" / "trials").iterdir()} == files
 
 
+def test_another_recipe_can_stand_for_ours(run: Path) -> None:
+    settings = {"methods": ["first-layers"], "lrs": (1e-3,), "budget": 0.5}
+    own, other = compare(run, **settings), compare(run, recipe="default", **settings)
+    assert (own.recipe, other.recipe) == ("two-stage", "default") and "dynabert: recipe default" in other.table()
+    assert other.training_flops == own.training_flops
+    ours, theirs = ([row for row in result.standings if row.method == OURS] for result in (own, other))
+    assert [row.n_steps for row in ours] != [row.n_steps for row in theirs]
+    for result in (own, other):
+        assert result.sweeps["first-layers"] == own.sweeps["first-layers"], "the others are not trained again"
+
+
 def test_unknown_methods_are_refused(run: Path) -> None:
     with pytest.raises(SettingError, match="deebert"):
         compare(run, methods=["magic"])

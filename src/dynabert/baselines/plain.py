@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dynabert.batches import Batches
 
 _LABELS = replace(TEACHER, name="alone")
-_DISTILLED = replace(_LABELS, weights=RECIPES["default"].stages[-1].weights, teacher="original")
+_DISTILLED = replace(_LABELS, weights=RECIPES["two-stage"].stages[-1].weights, teacher="original")
 """The loss of our depth stage, from the fine-tuned network."""
 
 SHARES = (1.0, 0.75, 0.5, 0.25)

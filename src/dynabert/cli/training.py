@@ -33,10 +33,13 @@ def train(
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
     schedule: Annotated[
-        str | None, typer.Option(help="Sizes of a step in the stages of the whole grid: all, sandwich or ladder.")
+        str | None,
+        typer.Option(help="Sizes of a step in stages of the whole grid: all, sandwich or ladder; the recipe says."),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; the recipe says 3.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of each stage; the recipe says.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; default has 10, the others 3.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of each stage; default has 1e-4, the others 2e-5.")
+    ] = None,
     finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
     teacher_epochs: Annotated[
         float | None, typer.Option(help="Epochs of fine-tuning the teacher; 0 for none; by default 3 without a head.")
@@ -68,7 +71,7 @@ def train(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Turn an encoder into a DynaBERT: teacher, rewiring, width stage, depth stage, and a table of all sizes.
+    """Turn an encoder into a DynaBERT: teacher, rewiring, distillation into all sizes, and a table of them.
 
     Known task:  dynabert train --model bert-base-uncased --task sst2 --data DIR --out runs/sst2
 

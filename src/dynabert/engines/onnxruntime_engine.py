@@ -90,7 +90,7 @@ class OnnxruntimeEngine:
         """The threads; idle ones that spin would take the processor from whatever else runs.
 
         The sum of two inputs and its norm stay two nodes: as one, for which ONNX Runtime has a slower kernel, they take
-        eight times as long, half of the time of a small size in int8 (`benchmarks/inference.py`).
+        eight times as long, half of the time of a small size in int8 (version 1.32 on AMD EPYC, docs/LOG.md).
         """
         return {
             "intra_op_num_threads": n_threads,

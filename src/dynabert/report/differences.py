@@ -21,7 +21,7 @@ from dynabert.report.figure import (
 )
 from dynabert.report.studies import Ablated, Compared, Gap
 from dynabert.report.tables import Table
-from dynabert.studies.ablate import MEAN, Effect
+from dynabert.studies.ablate import BASE, MEAN, Effect
 
 SURE = 0.05
 """Points of a corrected p value below this are filled."""
@@ -120,22 +120,28 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
     )
 
 
+def _named(effect: Effect) -> str:
+    beside = "" if effect.against == BASE else f" beside {effect.against}"
+    return f"{effect.factor}: {effect.variant}{beside}"
+
+
 def ablation_figure(ablated: Ablated) -> Figure | None:
     """What each variant changes; None where nothing was varied."""
     if not ablated.effects:
         return None
     effects = sorted(ablated.effects, key=lambda row: row.where != MEAN)
-    data = tables.table({**vars(row), "name": f"{row.factor}: {row.variant}"} for row in effects)
+    data = tables.table({**vars(row), "name": _named(row)} for row in effects)
     factors = list(dict.fromkeys(data["factor"]))
     chart = _Chart("ablations", "name", "factor", factors, "difference, points", ("factor", "variant", "where"))
     places = tuple(dict.fromkeys(data["where"]))
     names = {where: "mean over the grid" if where == MEAN else where for where in places}
-    lines = tuple((row.factor, row.variant, names[row.where], *_numbers(row)) for row in effects)
-    headers = ("factor", "variant", "size", "difference", "95 % interval", "p (Holm)")
+    lines = tuple((row.factor, row.variant, row.against, names[row.where], *_numbers(row)) for row in effects)
+    headers = ("factor", "variant", "minus", "size", "difference", "95 % interval", "p (Holm)")
     return Figure(
         name="ablations",
         title="Ablations",
-        caption=f"What a variant changes, in points of the main metric; right of the line it helps. "
+        caption="How much better a variant is than the base, or than what it is said to stand beside, in points of "
+        "the main metric; right of the line it is ahead. "
         f"{ablated.trainings}. {_READ}",
         spec=spec_of(chart.of(data)),
         data={"ablations": data, "zero": {"x": [0]}},

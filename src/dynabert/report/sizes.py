@@ -74,7 +74,7 @@ def _of(sweeps: dict[str, Sweep], trainings: Trainings | None) -> str:
     if trainings is None:
         return ""
     first = f" Shown is seed {trainings.seeds[0]}." if len(trainings.seeds) > 1 else ""
-    apart = f" {OWN_RUN} is the result of this folder, from a training of another length or rate."
+    apart = f" {OWN_RUN} is the result of this folder, from a training of another length, rate or recipe."
     return f" Methods were compared with {trainings}.{first}{apart if OWN_RUN in sweeps else ''}"
 
 

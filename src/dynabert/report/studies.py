@@ -10,7 +10,7 @@ from dynabert.errors import ModelFileError
 from dynabert.files import read_json
 from dynabert.results import SWEEP_FILE
 from dynabert.studies import ablate, compare
-from dynabert.studies.ablate import Effect
+from dynabert.studies.ablate import BASE, Effect
 from dynabert.studies.trials import STUDIES
 from dynabert.sweep import Sweep
 
@@ -164,7 +164,8 @@ def _effect(row: Mapping[str, Any], what: str) -> Effect:
         _typed(row, name, float, what) for name in ("difference", "low", "high", "p_holm", "metric")
     )
     lr = None if row.get("lr") is None else _typed(row, "lr", float, what)
-    return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr)
+    against = _typed(row, "against", str, what) if "against" in row else BASE
+    return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr, against)
 
 
 def _rows(saved: Mapping[str, Any], path: Path) -> Sequence[tuple[Mapping[str, Any], str]]:

@@ -5,6 +5,7 @@ spends the same training FLOPs as the plan it is compared with (`base`); its sta
 Differences are of the validation rows, paired by row and seed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dynabert.errors import SettingError
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
@@ -25,16 +27,19 @@ BASE = "base"
 MEAN = "mean"
 RESULT = "ablate.json"
 
+log = logging.getLogger("dynabert")
+
 
 @dataclass(frozen=True)
 class Effect:
-    """What changing one thing does, in hundredths of the metric: variant minus base, over the seeds.
+    """What changing one thing does, in hundredths of the metric, over the seeds: variant minus what it is against.
 
     :param where: ``mean`` over the grid, or the name of one Subnet.
     :param low: end of the 95 % interval over rows and seeds; of one task with fewer than five seeds a little short.
     :param p_holm: two-sided p value, corrected for all effects of the study by Holm's method.
     :param metric: of the variant, mean over the seeds.
     :param lr: the learning rate chosen for the variant on the `select` rows; None where tasks differ in it.
+    :param against: the base, or another variant of the factor.
     """
 
     factor: str
@@ -46,6 +51,7 @@ class Effect:
     p_holm: float
     metric: float
     lr: float | None
+    against: str = BASE
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Ablation:
     """All effects of a study, and what they have in common.
 
     :param base: metric of the plan that the variants are compared with, by where.
+    :param recipe: of that plan.
     """
 
     task: str
@@ -62,6 +69,7 @@ class Ablation:
     seeds: tuple[int, ...]
     training_flops: float
     effects: tuple[Effect, ...]
+    recipe: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the effects are called rows."""
@@ -74,16 +82,16 @@ class Ablation:
         from rich.table import Table
 
         base = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items())
-        title = f"{self.task}: {self.metric} x 100, variant minus base; base: {base} (lr {_rate(self.base_lr)})"
+        title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {_rate(self.base_lr)})"
         caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
-        for name in ("factor", "variant", "where"):
+        for name in ("factor", "variant", "minus", "where"):
             table.add_column(name, no_wrap=True)
         for name in ("metric", "difference", "95 %", "p (Holm)", "lr"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.effects:
             numbers = (f"{row.metric:.2f}", f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}")
-            table.add_row(row.factor, row.variant, row.where, *numbers, f"{row.p_holm:.3f}", _rate(row.lr))
+            table.add_row(row.factor, row.variant, row.against, row.where, *numbers, f"{row.p_holm:.3f}", _rate(row.lr))
         return plain_text(table)
 
 
@@ -94,14 +102,17 @@ def _rate(lr: float | None) -> str:
 Key = tuple[str, str]
 """Factor and variant."""
 
+Pair = tuple[Key, str]
+"""Factor and variant, and what it is compared with: the name of a variant, or the base."""
+
 PAPER: Key = (RECIPE, "paper")
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """One variant against the base at one place, on one task."""
+    """One variant against another or the base at one place, on one task."""
 
-    key: Key
+    pair: Pair
     where: str
     resampled: Resampled
     metric: float
@@ -114,8 +125,15 @@ class _TaskStudy:
     def __init__(self, study: Study, factors: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
         self.study, self.factors = study, factors
         base = replace(study.plan, recipe=study.recipe)
-        self.plans: dict[Key, Plan] = {(BASE, BASE): base} | variants_of(base, factors)
-        self.rates = tuple(rates) or tuple(study.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
+        variants = variants_of(base, factors)
+        self.plans: dict[Key, Plan] = {(BASE, BASE): base} | variants
+        known = {factor for factor, _ in variants} | {LEARNING_RATE}
+        if none := [factor for factor in factors if factor not in known]:
+            message = f"nothing to vary in the recipe {study.recipe.name} by {', '.join(none)}"
+            if known.isdisjoint(factors):
+                raise SettingError(f"{message}; another one may have it: --recipe two-stage")
+            log.warning("%s", message)
+        self.rates = tuple(rates) or tuple(study.plan.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
         self.seeds = study.seeds(n_seeds)
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
@@ -155,29 +173,29 @@ class _TaskStudy:
         """Every variant against the base, resampled with the seed `draw`."""
         labels, metric = self.study.labels, ROW_METRICS[self.study.task.primary_metric]
         rows = []
-        for key, shown, other in self._pairs():
+        for key, other in self._pairs():
             for where, names in self.places.items():
                 sides = [
                     {name: [run.logits[name] for run in self.trials[side]] for name in names} for side in (key, other)
                 ]
                 found = resampled_difference(metric, labels, *sides, n=N_RESAMPLES, seed=draw)
-                rows.append(_Compared(shown, where, found, self.metric(key, where), self.lrs[key]))
+                rows.append(_Compared((key, other[1]), where, found, self.metric(key, where), self.lrs[key]))
         return rows
 
-    def _pairs(self) -> Iterator[tuple[Key, Key, Key]]:
-        """Every variant, what it is called and what it is compared with: the base, and recipes with `paper` as well."""
+    def _pairs(self) -> Iterator[tuple[Key, Key]]:
+        """Every variant, and what it is compared with: the base, and recipes with `paper` as well."""
         for key in self.trials:
             if key != (BASE, BASE):
-                yield key, key, (BASE, BASE)
+                yield key, (BASE, BASE)
             if key[0] == RECIPE and key != PAPER and PAPER in self.trials:
-                yield key, (RECIPE, f"{key[1]} beside paper"), PAPER
+                yield key, PAPER
 
     def summary(self, effects: tuple[Effect, ...]) -> Ablation:
         """The study of this task alone."""
         base = {where: self.metric((BASE, BASE), where) for where in self.places}
         task, flops = self.study.task, self.study.budget_flops
         lr = self.lrs[BASE, BASE]
-        return Ablation(task.name, task.primary_metric, base, lr, self.seeds, flops, effects)
+        return Ablation(task.name, task.primary_metric, base, lr, self.seeds, flops, effects, self.study.recipe.name)
 
 
 def ablate(
@@ -204,7 +222,8 @@ def ablate(
     :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/ablate.json``.
-    :raises SettingError: an unknown factor or recipe, no runs or seeds, or rates or a budget that are not above 0.
+    :raises SettingError: an unknown factor or recipe, factors that have no variant in it, no runs or seeds, or rates or
+        a budget that are not above 0.
     """
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [
@@ -227,7 +246,7 @@ def ablate(
 
 def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
     """Effects of one task, or means over several; p values corrected for their number."""
-    by_place = [{(row.key, row.where): row for row in rows} for rows in tasks]
+    by_place = [{(row.pair, row.where): row for row in rows} for rows in tasks]
     common = [place for place in by_place[0] if all(place in rows for rows in by_place)]
     effects, p_values = [], []
     for place in common:
@@ -235,7 +254,7 @@ def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
         mean = averaged([row.resampled for row in rows])
         difference = mean_difference([mean])
         p_values.append(p_value(mean.values))
-        (factor, variant), where = place
+        ((factor, variant), against), where = place
         effects.append(
             Effect(
                 factor=factor,
@@ -247,6 +266,7 @@ def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
                 p_holm=1.0,
                 metric=float(np.mean([row.metric for row in rows])),
                 lr=rows[0].lr if len({row.lr for row in rows}) == 1 else None,
+                against=against,
             )
         )
     return tuple(replace(effect, p_holm=p) for effect, p in zip(effects, holm(p_values), strict=True))
@@ -263,4 +283,5 @@ def _over_tasks(summaries: Sequence[Ablation], effects: tuple[Effect, ...]) -> A
         seeds=summaries[0].seeds,
         training_flops=float(np.mean([summary.training_flops for summary in summaries])),
         effects=effects,
+        recipe=summaries[0].recipe,
     )

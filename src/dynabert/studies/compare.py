@@ -80,6 +80,7 @@ class Comparison:
     :param training_flops: of every method, beyond the teacher.
     :param sweeps: of every method with the first seed, by name.
     :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
+    :param recipe: by which DynaBERT was trained.
     """
 
     task: str
@@ -90,6 +91,7 @@ class Comparison:
     standings: tuple[Standing, ...]
     sweeps: Mapping[str, Sweep]
     teacher_flops: float = 0.0
+    recipe: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -120,7 +122,8 @@ class Comparison:
         return plain_text(table)
 
     def _caption(self) -> str:
-        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
+        caption = f"{OURS}: recipe {self.recipe}; " if self.recipe else ""
+        caption += f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         if self.teacher_flops:
             own = ", ".join(name for name in self._methods() if name != OURS and METHODS[name].from_encoder)
             also = f"; {own} also the {self.teacher_flops / 1e12:.3g} of the teacher, which they do without"
@@ -163,7 +166,7 @@ class _TaskComparison:
 
     def __init__(self, study: Study, methods: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
         self.study, self.methods = study, (OURS, *methods)
-        self.rates = tuple(rates) or (study.recipe.stages[-1].lr,)
+        self.rates = tuple(rates) or (study.plan.recipe.stages[-1].lr,)
         self.seeds = study.seeds(n_seeds)
         self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
         self.tuned: dict[str, Tuned] = {}
@@ -280,6 +283,7 @@ class _TaskComparison:
             standings=standings,
             sweeps=sweeps,
             teacher_flops=self.study.teacher_flops,
+            recipe=self.study.recipe.name,
         )
 
 

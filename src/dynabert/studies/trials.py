@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -222,7 +223,7 @@ class Study:
             "recipe": self.recipe.name,
             "limit": self.source.limit,
             "n_train": len(self._roles.train.ids),
-            "machine": asdict(machine_of(self.elastic.model.device)),
+            "machine": asdict(machine_of(torch.device(self.device))),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with storage_errors(self.folder):
@@ -236,18 +237,18 @@ class Study:
         :param settings: everything that its result depends on besides the run: plain values.
         :param make: trains it.
         """
-        label = self._label(name, settings)
-        trials = self.folder / "trials"
-        known = sorted(trials.glob(f"*-{label.rpartition('-')[2]}.safetensors"))
-        path = known[0] if known else trials / f"{label}.safetensors"
+        digest, trials = self._digest(settings), self.folder / "trials"
+        known = sorted(trials.glob(f"*-{digest}.safetensors"))
+        path = known[0] if known else trials / f"{name.replace(' ', '-')}-{digest}.safetensors"
         if not known:
             make().save(path)
         return Trial.load(path)
 
-    def _label(self, name: str, settings: object) -> str:
-        """The name of a trial, with a digest of all that it depends on."""
-        known = json.dumps([settings, self.saved.data, self.source.to_json()], sort_keys=True, default=str)
-        return f"{name.replace(' ', '-')}-{hashlib.sha256(known.encode()).hexdigest()[:10]}"
+    def _digest(self, settings: object) -> str:
+        """Of all that a trial depends on; times are in it, so that those of another kind of device are not taken."""
+        device = torch.device(self.device).type
+        known = [settings, self.saved.data, self.source.to_json(), *([] if device == "cpu" else [device])]
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     def network(self, seed: int) -> ElasticModel:
         """The teacher of a seed."""
@@ -273,10 +274,11 @@ class Study:
         :param plan: its recipe costs what it costs: see `at_budget`. Its teacher is that of the seed.
         """
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
-        recipe, grid, batching = asdict(replace(plan.recipe, name="")), asdict(plan.grid), asdict(plan.batching)
+        unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
+        recipe, grid, batching = asdict(unnamed.recipe), asdict(plan.grid), asdict(plan.batching)
         settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
-        work = self.folder / "running" / self._label(f"{name}-{seed}", settings)
-        return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, plan, seed, work))
+        work = self.folder / "running" / self._digest(settings)
+        return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, unnamed, seed, work))
 
     def _train(self, name: str, plan: Plan, seed: int, work: Path) -> Trial:
         n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
@@ -287,7 +289,8 @@ class Study:
             elastic.to(self.device)
             return self.trial(name, ElasticMethod(name=name, elastic=elastic, spent=spent), seed)
 
-        if plan == replace(self.plan, teacher=None) and self.source == self.saved.source:
+        own = replace(self.plan, teacher=None, recipe=replace(self.plan.recipe, name=""))
+        if plan == own and self.source == self.saved.source:
             return measured(self.run)
         train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None, device=self.device)
         trial = measured(work)
