@@ -410,4 +410,5 @@ def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]
         standings=standings,
         sweeps={},
         teacher_flops=float(np.mean([summary.teacher_flops for summary in summaries])),
+        recipe=summaries[0].recipe,
     )
