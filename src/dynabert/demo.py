@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynabert.errors import SettingError
-from dynabert.files import publish_folder, read_json
+from dynabert.files import publish_folder
 from dynabert.subnet import EncoderShape
 
 if TYPE_CHECKING:
@@ -314,8 +314,9 @@ def prepare(
     :return: the encoder's folder, where the rows are, and what to do.
     """
     from dynabert.distill import Training
-    from dynabert.plan import Batching, Plan, Source, plan_of
+    from dynabert.plan import Batching, Plan, Source
     from dynabert.recipes import RECIPES, TEACHER
+    from dynabert.results import Saved
 
     plan = Plan(
         recipe=RECIPES["default"].adjusted(epochs=settings.epochs, lr=settings.lr),
@@ -323,9 +324,8 @@ def prepare(
         training=Training(seed=seed, precision="fp32", warmup=settings.warmup),
         batching=Batching(settings.batch_size, max_length=MAX_LENGTH),
     )
-    earlier = Path(out) / "run.json"
-    if earlier.exists():
-        former = plan_of(read_json(earlier)["fingerprint"])
+    if (Path(out) / "run.json").exists():
+        former = Saved.of(out).plan
         if (former.recipe, former.teacher, former.training.seed) != (plan.recipe, plan.teacher, seed):
             raise SettingError(
                 f"{out} is a run of another seed or recipe than this demo's; give another --out, or delete that folder"

@@ -1,6 +1,7 @@
 """The README of an exported folder: what it is, how good, and how it is run where dynabert is not installed."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def _use(index: ExportIndex, folder: Path, texts: Texts) -> str:
         *([f"names = {json.dumps(names)}"] if names else []),
         "print([names[best] for best in logits.argmax(axis=1)])" if names else "print(logits[:, 0])",
     ]
-    packages = " ".join((*example.packages, "tokenizers", "numpy"))
+    packages = " ".join(map(shlex.quote, (*example.packages, "tokenizers", "numpy")))
     others = "" if len(index.sizes) == 1 else f" Of the other sizes the file is named in `{EXPORT_FILE}`."
     return (
         f"`pip install {packages}`, and, where the files are on the hub, `huggingface_hub.snapshot_download` for "

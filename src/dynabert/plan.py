@@ -183,7 +183,7 @@ def fingerprint(
 
 def as_now(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A fingerprint that may be of some time ago, with the name that its recipe has now: see `present_name`."""
-    recipe = saved.get("recipe", {})
+    recipe = saved.get("recipe") or {}
     if "name" not in recipe:
         return dict(saved)
     name = present_name(recipe["name"], [stage["name"] for stage in recipe["stages"]])

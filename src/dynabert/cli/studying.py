@@ -1,7 +1,9 @@
 """The commands that ask what a method is worth: compare, ablate, exits, attention."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,27 +48,11 @@ def compare(
     training of another method that was under way begins anew.
     """
     from dynabert.baselines import METHODS
-    from dynabert.progress import progress_bars
     from dynabert.studies.compare import compare as study
 
     chosen = tuple(METHODS) if methods is None else names_of(methods)
-    rates = () if lrs is None else numbers_of("lrs", lrs)
-    with progress_bars() as bars:
-        result = study(
-            *runs,
-            methods=chosen,
-            n_seeds=seeds,
-            lrs=rates,
-            budget=budget,
-            limit=limit,
-            recipe=recipe,
-            device=device,
-            hooks=bars,
-        )
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        typer.echo(result.table(), nl=False)
+    settings: dict[str, Any] = {"n_seeds": seeds, "budget": budget, "limit": limit, "recipe": recipe, "device": device}
+    _print_study(partial(study, *runs, methods=chosen, **settings), lrs=lrs, as_json=as_json)
 
 
 def ablate(
@@ -95,24 +81,21 @@ def ablate(
     Every variant trains from the same teachers with the learning rate that is best for it on the select rows, and is
     paired with the run's own plan by row and seed. Interrupted? Run the same command again, and it goes on.
     """
-    from dynabert.progress import progress_bars
     from dynabert.studies.ablate import ablate as study
     from dynabert.studies.factors import ALL_FACTORS
 
     chosen = ALL_FACTORS if factors is None else names_of(factors)
+    settings: dict[str, Any] = {"n_seeds": seeds, "budget": budget, "limit": limit, "recipe": recipe, "device": device}
+    _print_study(partial(study, *runs, factors=chosen, **settings), lrs=lrs, as_json=as_json)
+
+
+def _print_study(study: Callable[..., Any], *, lrs: str | None, as_json: bool) -> None:
+    """Make a study, with bars, and print what it found."""
+    from dynabert.progress import progress_bars
+
     rates = () if lrs is None else numbers_of("lrs", lrs)
     with progress_bars() as bars:
-        result = study(
-            *runs,
-            factors=chosen,
-            n_seeds=seeds,
-            lrs=rates,
-            budget=budget,
-            limit=limit,
-            recipe=recipe,
-            device=device,
-            hooks=bars,
-        )
+        result = study(lrs=rates, hooks=bars)
     if as_json:
         print_json(result.to_dict())
     else:

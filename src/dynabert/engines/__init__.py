@@ -46,7 +46,7 @@ class Session(Protocol):
 class Example(NamedTuple):
     """Python that runs a file without dynabert.
 
-    :param packages: to install, by the names that pip knows.
+    :param packages: to install, as pip is told them: names, with the versions that will do.
     :param imports: lines.
     :param lines: from ``folder``, and ``inputs`` (arrays by name, int64), to ``logits``, an array.
     """

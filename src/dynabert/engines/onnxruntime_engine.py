@@ -111,7 +111,7 @@ class OnnxruntimeEngine:
             'model = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])',
             "logits = model.run(None, inputs)[0]",
         )
-        return Example(("'onnxruntime>=1.23'",), ("import onnxruntime",), lines)
+        return Example(("onnxruntime>=1.23",), ("import onnxruntime",), lines)
 
 
 def _is_entry(name: str) -> bool:

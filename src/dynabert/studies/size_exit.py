@@ -27,7 +27,6 @@ from dynabert.errors import ModelFileError, SettingError
 from dynabert.exits import CONFIDENCE, NEVER, fastest_agreeing, n_classes
 from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
 from dynabert.hooks import Hooks
-from dynabert.job import pick_device
 from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
 from dynabert.studies.trials import Study, relative_times
@@ -134,10 +133,10 @@ def exits_of_run(
         raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
     if not (budget > 0 and lr > 0):
         raise SettingError(f"budget {budget:g} and learning rate {lr:g} must be above 0")
-    study = Study(Path(run), budget=budget, hooks=hooks)
+    study = Study(Path(run), budget=budget, device=device, hooks=hooks)
     elastic = study.elastic
     n_classes(elastic.model.config)
-    elastic.to(pick_device(device))
+    elastic.to(study.device)
     rows = study.rows(study.plan.training.seed)
     on_select, full = (predict(elastic.at(Subnet()), part) for part in (rows.select, rows.validation))
     score = partial(ROW_METRICS[rows.task.primary_metric], labels_of(rows.validation))

@@ -220,7 +220,6 @@ class Study:
         """Write what a study found to its folder, with what it was made by."""
         made = {
             "budget": self.budget,
-            "recipe": self.recipe.name,
             "limit": self.source.limit,
             "n_train": len(self._roles.train.ids),
             "machine": asdict(machine_of(torch.device(self.device))),
