@@ -1,5 +1,6 @@
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from dynabert.demo import (
     write_corpus,
     write_encoder,
 )
-from dynabert.errors import SettingError
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.families import family_of
+from dynabert.plan import Plan, Source
+from dynabert.results import Saved
 
 N_ROWS = 3000
 
@@ -174,6 +177,22 @@ def test_prepared_job_loads_as_the_users_would(tmp_path):
     assert again == (model, source, plan)
     assert again[1].load()[1].fingerprint == roles.fingerprint
     assert (model / "model.safetensors").read_bytes() == weights
+
+
+def test_a_folder_of_another_demo_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    settings = DemoSettings(n_train=300, n_validation=60)
+    *_, plan = prepare(tmp_path / "made", seed=5, settings=settings)
+    former = [replace(plan, training=replace(plan.training, seed=6)), Plan()]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for other in former:
+        monkeypatch.setattr(Saved, "of", lambda out, other=other: Saved("", Source("sst2"), other, ""))
+        with pytest.raises(SettingError, match=r"run of another seed or recipe .* delete that folder"):
+            prepare(tmp_path / "run", seed=5, settings=settings)
+    monkeypatch.undo()
+    with pytest.raises(ModelFileError, match="not of this version"):
+        prepare(tmp_path / "run", seed=5, settings=settings)
+    assert not (tmp_path / "run-data").exists()
 
 
 def test_too_few_rows_are_refused():
