@@ -1,12 +1,23 @@
 """Training views: low-precision products, gradients added into the masters."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import FAMILY_NAMES, PAD_ID, tiny_batch, tiny_model
 
 from dynabert.elastic import ElasticLinear, ElasticModel
 from dynabert.errors import SettingError
-from dynabert.precision import PRECISIONS, TrainingEmbedding, TrainingLinear, TrainingViews
+from dynabert.precision import (
+    PRECISIONS,
+    TrainingEmbedding,
+    TrainingLinear,
+    TrainingViews,
+    has_bf16,
+    precision_on,
+    warn_if_emulated,
+)
 from dynabert.subnet import Subnet
 
 SUBNETS = (Subnet(), Subnet(0.5, 0.5), Subnet(heads=1, neurons=0.25, depth=0.75))
@@ -45,7 +56,7 @@ def test_bf16_is_close_to_fp32(family, attention):
 
 def test_products_of_the_layers_are_in_bf16_and_all_else_in_fp32():
     elastic = ElasticModel(tiny_model("bert"))
-    view = TrainingViews(elastic).at(Subnet(0.5, 0.5))  # bf16 is the default
+    view = TrainingViews(elastic, precision="bf16").at(Subnet(0.5, 0.5))
     dtypes = {}
     for name, module in view.named_modules():
         if isinstance(module, (ElasticLinear, torch.nn.LayerNorm, torch.nn.Linear, TrainingEmbedding)):
@@ -60,7 +71,7 @@ def test_products_of_the_layers_are_in_bf16_and_all_else_in_fp32():
 
 def test_low_precision_copies_follow_the_masters_after_refresh():
     elastic = ElasticModel(tiny_model("roberta"))
-    views, batch = TrainingViews(elastic), tiny_batch()
+    views, batch = TrainingViews(elastic, precision="bf16"), tiny_batch()
     before = {subnet: forward(views.at(subnet), batch).logits for subnet in SUBNETS}
     query = elastic.model.roberta.encoder.layer[0].attention.self.query
     with torch.no_grad():
@@ -68,7 +79,7 @@ def test_low_precision_copies_follow_the_masters_after_refresh():
         query.bias.add_(0.5)
     assert all(torch.equal(forward(views.at(subnet), batch).logits, before[subnet]) for subnet in SUBNETS)
     views.refresh()
-    fresh = TrainingViews(elastic)
+    fresh = TrainingViews(elastic, precision="bf16")
     for subnet in SUBNETS:
         after = forward(views.at(subnet), batch).logits
         assert not torch.allclose(after, before[subnet], atol=1e-3)
@@ -88,7 +99,7 @@ def test_fp32_needs_no_refresh():
 
 
 def test_an_unknown_precision_is_answered_with_the_known_ones():
-    with pytest.raises(SettingError, match=r"unknown precision 'fp16'.*; known: bf16, fp32"):
+    with pytest.raises(SettingError, match=r"unknown precision 'fp16'.*; known: auto, bf16, fp32"):
         TrainingViews(ElasticModel(tiny_model("bert")), precision="fp16")
     assert {"bf16": torch.bfloat16, "fp32": None} == PRECISIONS
 
@@ -149,3 +160,33 @@ def test_a_frozen_embedding_gets_no_gradient():
     table = torch.nn.Embedding(9, 4)
     table.weight.requires_grad_(False)
     assert not TrainingEmbedding(table)(torch.tensor([1, 2])).requires_grad
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_without_a_choice_the_device_decides(has, expected, monkeypatch):
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: has)
+    assert TrainingViews(ElasticModel(tiny_model("bert"))).precision == expected
+    assert precision_on("cpu") == expected and precision_on("cpu", "fp32") == "fp32"
+    assert precision_on("cpu", "bf16") == "bf16"  # what is asked for is taken
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has", "warned"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_emulation_is_said(wanted, has, warned, monkeypatch, caplog):
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: has)
+    warn_if_emulated(wanted, "cpu")
+    assert ("many times as long" in caplog.text) == warned
+
+
+def test_the_processor_is_known():
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not flags.exists():
+        pytest.skip("the flags of an x86 processor stand in /proc/cpuinfo of Linux alone")
+    assert has_bf16("cpu") == ("avx512_bf16" in flags.read_text().split())
+
+
+def test_a_build_that_cannot_tell_has_none(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    assert not has_bf16("cpu")

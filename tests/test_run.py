@@ -20,8 +20,8 @@ from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES
-from dynabert.results import extract_run, load_result, load_sweep, measure_run
-from dynabert.run import train
+from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run
+from dynabert.run import train, train_teacher
 from dynabert.run_folder import read_metrics
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.sweep import LatencySettings
@@ -165,6 +165,26 @@ def test_the_same_command_again_does_nothing_but_measure(finished: Path, job: tu
     train(job[0], job[1], finished, plan=small_plan(), latency=None, hooks=hooks)
     assert steps == []
     assert sha256_of(finished / "elastic" / "model.safetensors") == before
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    finished: Path, job: tuple[Path, Source], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = small_plan(precision="auto")
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
+    train(job[0], job[1], finished, plan=plan, latency=None)  # began in fp32
+    assert "going on where it was" in caplog.text and "bf16" not in caplog.text
+    with pytest.raises(SettingError, match="precision differ"):
+        train(job[0], job[1], finished, plan=small_plan(precision="bf16"), latency=None)
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_a_run_is_made_in_what_the_device_is_fast_at(
+    job: tuple[Path, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool, expected: str
+) -> None:
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: has)
+    train_teacher(job[0], job[1], tmp_path / "run", plan=small_plan(precision="auto"))
+    assert Saved.of(tmp_path / "run").plan.training.precision == expected
 
 
 @pytest.mark.parametrize(("stage", "step"), [("teacher", 7), ("width", 3), ("depth", 4)])

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from dynabert.distributed import ALONE, Gradients, World
 from dynabert.elastic import ElasticModel
-from dynabert.errors import ModelFileError, SettingError, Stopped, one_of
+from dynabert.errors import ModelFileError, SettingError, Stopped
 from dynabert.failures import Saving, asked_signal, held, interruptible, may_step
 from dynabert.hooks import Hooks, Progress, Snapshot, StepReport
 from dynabert.losses import Counts, EncoderOutput, Reduction, loss_terms, weighted_sum
 from dynabert.memory import trim_heap
-from dynabert.precision import PRECISIONS, TrainingViews
+from dynabert.precision import AUTO, TrainingViews, check_precision
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.stepping import adamw, clip, learning_rate, seeded, take
 from dynabert.subnet import Subnet, matched_states
@@ -46,7 +46,8 @@ Evaluate = Callable[[ElasticModel, Stage], float]
 class Training:
     """Settings of the loop that hold for all stages.
 
-    :param precision: of the matrix products, ``bf16`` or ``fp32``; the weights are fp32 in both.
+    :param precision: of the matrix products, ``bf16`` or ``fp32``; the weights are fp32 in both. ``auto`` is bf16 where
+        the device has instructions for it.
     :param clip: largest norm of a step's gradient, over all weights.
     :param warmup: share of the steps over which the learning rate rises; the paper: 0 for BERT, 0.06 for RoBERTa.
     :param evaluate_every: steps between evaluations on the `select` rows; None for four times a stage.
@@ -55,7 +56,7 @@ class Training:
     """
 
     seed: int = 42
-    precision: str = "bf16"
+    precision: str = AUTO
     clip: float = 1.0
     warmup: float = 0.0
     weight_decay: float = 0.0
@@ -66,8 +67,7 @@ class Training:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
             raise SettingError(f"warmup {self.warmup} is a share of the steps; give a number in [0, 1)")
-        if self.precision not in PRECISIONS:
-            raise SettingError(one_of("precision", self.precision, PRECISIONS))
+        check_precision(self.precision)
         if not self.clip > 0 or self.weight_decay < 0 or self.log_every < 1:
             raise SettingError("clip and log_every must be above 0, weight_decay not negative")
         if self.evaluate_every is not None and self.evaluate_every < 1:

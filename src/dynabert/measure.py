@@ -21,9 +21,9 @@ from torch import nn
 from dynabert.batches import Batch, in_row_order
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, count_params, longest_input
-from dynabert.errors import SettingError, one_of
+from dynabert.errors import SettingError
 from dynabert.modeling import loads_with
-from dynabert.precision import PRECISIONS, TrainingViews
+from dynabert.precision import AUTO, PRECISIONS, TrainingViews, check_precision, precision_on
 from dynabert.stack import evaluating
 from dynabert.statistics import ROW_METRICS, bootstrap_interval
 from dynabert.subnet import Subnet, encoder_flops
@@ -132,7 +132,7 @@ def measure(
     :param reference: logits of the network to compare with, the teacher for instance, shape (rows, n_labels), in the
         order of `predict`; by default those of this network at full size.
     :param latency: how to measure it, see `latencies`; None leaves it out.
-    :param precision: of the predictions, ``fp32``, or ``bf16`` where the processor is fast at that.
+    :param precision: of the predictions, see `dynabert.precision`.
     :param fingerprint: says what was measured; by default made from the weights, the layers and the rows.
     :param progress: told how far it is.
     :param world: the ranks that predict together; rank 0 alone measures latency, and its rows alone have one.
@@ -142,7 +142,7 @@ def measure(
     :raises DataError: no rows, or logits that do not fit the task.
     :raises NonFiniteError: NaN or infinity among the logits.
     """
-    _check_precision(precision)
+    precision = precision_on(elastic.model.device, precision)
     chosen = list(elastic.grid if subnets is None else subnets)
     rows = tuple(batches)
     labels = labels_of(rows)
@@ -209,7 +209,7 @@ def selection_score(
     task: Task,
     *,
     subnets: Sequence[Subnet] | None = None,
-    precision: str = "bf16",
+    precision: str = AUTO,
     world: World = ALONE,
 ) -> "Evaluate":
     """The score by which training chooses weights: the mean of the main metric over the Subnets of a stage.
@@ -217,12 +217,12 @@ def selection_score(
     :param batches: held-out rows, each once, with labels; read once and kept.
     :param task: says how predictions are judged.
     :param subnets: others than those of the stage's grid.
-    :param precision: of the matrix products.
+    :param precision: of the matrix products, see `dynabert.precision`.
     :param world: the ranks that predict together.
     :return: a function of an `ElasticModel` and a `Stage`, for `dynabert.distill`.
     :raises SettingError: rows without labels, or an unknown precision.
     """
-    _check_precision(precision)
+    check_precision(precision)
     rows = tuple(batches)
     labels = labels_of(rows)
 
@@ -384,14 +384,10 @@ def cost_of(
     )
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise SettingError(one_of("precision", precision, PRECISIONS))
-
-
 def views_of(elastic: ElasticModel, precision: str) -> "Callable[[Subnet], PreTrainedModel]":
     """Views by Subnet. In bf16 the weights are copied here: it costs less than a batch, and the copy is never stale."""
-    return elastic.at if precision == "fp32" else TrainingViews(elastic, precision=precision).at
+    chosen = precision_on(elastic.model.device, precision)
+    return elastic.at if chosen == "fp32" else TrainingViews(elastic, precision=chosen).at
 
 
 def main_metric(metrics: Mapping[str, float]) -> float:

@@ -92,6 +92,7 @@ def elastic_card(
     *,
     auto_class: str = _AUTO,
     sweep: Sweep | None = None,
+    deployed: Sequence[Sweep] = (),
     origin: Origin | None = None,
 ) -> str:
     """The card of an elastic model.
@@ -100,6 +101,7 @@ def elastic_card(
     :param family: its architecture.
     :param auto_class: the Auto class of transformers that loads its full size.
     :param sweep: what was measured of it.
+    :param deployed: what was measured of its sizes in the forms in which engines run them.
     :param origin: what it was made from.
     """
     data = _elastic_data(family, sweep, origin)
@@ -112,6 +114,7 @@ def elastic_card(
         f"layers). A size is chosen when it is loaded and needs no further training. {_METHOD}.",
         "## Sizes",
         _sizes(described, sweep),
+        *(["## As deployed", *map(_deployed, deployed)] if deployed else []),
         "## Use",
         _use_elastic(described, auto_class),
         *_provenance(sweep, origin),
@@ -198,6 +201,28 @@ def _size(row: Measurement, *, timed: bool) -> tuple[str, ...]:
         f"{cost.flops / 1e9:.2f}",
         *((("-" if cost.latency_ms is None else f"{cost.latency_ms:.2f}"),) if timed else ()),
         row.loads_with,
+    )
+
+
+def _deployed(sweep: Sweep) -> str:
+    context, latency = sweep.context, sweep.context.latency
+    assert latency is not None, "what is deployed is timed"
+    shapes = [f"ms, {batch} x {seq}" for batch, seq in latency.shapes]
+    lines = [
+        (
+            f"`{row.subnet}`",
+            f"{row.metric:.4f}",
+            f"{100 * row.quality.agreement:.1f} %",
+            *("-" if size is None else f"{size / 1e6:.1f}" for size in (row.cost.file_bytes, row.cost.peak_bytes)),
+            *(f"{timing.median_ms:.2f}" for timing in row.cost.timings),
+        )
+        for row in sweep.rows
+    ]
+    head = ["size", context.metric, "agreement", "file, MB", "memory, MB", *shapes]
+    return (
+        f"In {latency.dtype}, run by {context.machine.engine} on {machine_line(context.machine)}; metric and agreement "
+        f"are those of the written files. Memory: what running one at the largest shape adds to a process. "
+        f"Milliseconds: medians of {latency.repeats} calls of so many sequences x tokens.\n\n{table(head, lines)}"
     )
 
 

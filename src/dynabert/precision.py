@@ -5,6 +5,8 @@ forward. Here each step makes one low-precision copy of each weight, all views s
 into the active part of the master's gradient. Norms, residual sums, embeddings, pooler and task head stay in fp32.
 """
 
+import logging
+import platform
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,11 +24,55 @@ if TYPE_CHECKING:
 PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}
 """Data types of the matrix products, by name. The weights that are trained are fp32 in every case."""
 
+AUTO = "auto"
+"""Instead of a precision: bf16 where the device multiplies in it, else fp32."""
+
 VIEWS_KEPT = 64
 """Views that a training loop keeps, the last used ones. A grid has fewer; random layers of a deep encoder far more."""
 
 _LOWERED = "_dynabert_lowered"
 """Attribute of a tensor of features that keeps its conversion for as long as it lives itself."""
+
+log = logging.getLogger("dynabert")
+
+
+def has_bf16(device: "torch.device | str") -> bool:
+    """Whether a device has instructions for products in bf16. Without them it emulates them, up to 80 times as slow."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            return bool(torch.cpu._is_avx512_bf16_supported())
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build of torch that cannot tell
+        return False
+
+
+def precision_on(device: "torch.device | str", wanted: str = AUTO) -> str:
+    """The precision to compute in on a device.
+
+    :param wanted: a name in `PRECISIONS`, which is taken, or `AUTO`.
+    :raises SettingError: something else.
+    """
+    check_precision(wanted)
+    if wanted != AUTO:
+        return wanted
+    return "bf16" if has_bf16(device) else "fp32"
+
+
+def warn_if_emulated(precision: str, device: "torch.device | str") -> None:
+    """Say it where a precision that was asked for will be slow."""
+    if precision == "bf16" and not has_bf16(device):
+        log.warning("this %s has no instructions for bf16: products take many times as long as in fp32", device)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what is no precision.
+
+    :raises SettingError: neither in `PRECISIONS` nor `AUTO`.
+    """
+    if precision != AUTO and precision not in PRECISIONS:
+        raise SettingError(one_of("precision", precision, (AUTO, *PRECISIONS)))
 
 
 class _AddingLinear(torch.autograd.Function):
@@ -155,18 +201,17 @@ class TrainingViews:
     """The views of an `ElasticModel` that a training loop uses. Call `refresh` after each change of the weights.
 
     :param elastic: holds the fp32 masters; its Parameters get the gradients.
-    :param precision: a name in `PRECISIONS`.
+    :param precision: a name in `PRECISIONS`, or `AUTO`.
     :raises SettingError: an unknown precision.
     """
 
-    def __init__(self, elastic: ElasticModel, *, precision: str = "bf16") -> None:
-        if precision not in PRECISIONS:
-            raise SettingError(one_of("precision", precision, PRECISIONS))
+    def __init__(self, elastic: ElasticModel, *, precision: str = AUTO) -> None:
+        self.precision = precision_on(elastic.model.device, precision)
         self.elastic = elastic
         self._views: dict[Subnet, PreTrainedModel] = {}
         self._low: dict[int, Tensor] = {}
         self._masters: list[Tensor] = []
-        dtype = PRECISIONS[precision]
+        dtype = PRECISIONS[self.precision]
         if dtype is not None:
             self._copy_weights(dtype)
 

@@ -1,6 +1,7 @@
 """What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from dynabert.rewire import Importance, reordered, rewire
 from dynabert.run_card import origin_of, refresh_card, write_card
 from dynabert.run_folder import RUN_FILE
 from dynabert.subnet import Subnet
-from dynabert.sweep import Sweep
+from dynabert.sweep import ENGINE_DTYPES, Sweep
 from dynabert.tasks import Task
 
 if TYPE_CHECKING:
@@ -97,12 +98,11 @@ def _keep(out: Path, sweep: Sweep, fingerprint: Fingerprint, *, whole: bool) -> 
     """Write what was measured to the run folder, see `dynabert.joining.joined`."""
     latency = sweep.context.latency
     path = out / (SWEEP_FILE if latency is None else sweep_file(latency.engine, latency.dtype))
-    is_plain = path.name == SWEEP_FILE  # which says that a run is done, and is what the card shows
+    is_plain = path.name == SWEEP_FILE  # which says that a run is done
     filed = joined(path, sweep, fingerprint, whole=whole, part_begins=not is_plain)
     if filed is not None:
         filed.to_json(path)
-        if is_plain:
-            refresh_card(out, filed)
+        refresh_card(out, *_measured(out))
 
 
 def command_to_add(out: str | Path, subnet: str, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> str:
@@ -310,7 +310,7 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
 def card_of_run(out: str | Path, *, force: bool = False) -> Path:
     """Write the model card of a finished run anew, see `dynabert.run_card.write_card`."""
     finished(out)
-    return write_card(out, _sweep_if_any(Path(out)), force=force)
+    return write_card(out, *_measured(Path(out)), force=force)
 
 
 def folder_to_push(source: str | Path) -> Path:
@@ -323,12 +323,35 @@ def folder_to_push(source: str | Path) -> Path:
         return source
     elastic = finished(source)
     if not (elastic / CARD).exists():
-        write_card(source, _sweep_if_any(source))
+        write_card(source, *_measured(source))
     return elastic
 
 
 def _sweep_if_any(out: Path) -> Sweep | None:
     return Sweep.from_json(out / SWEEP_FILE) if (out / SWEEP_FILE).exists() else None
+
+
+def deployed_sweeps(out: str | Path) -> dict[str, Callable[[], Sweep]]:
+    """What reads each sweep of a deployed form that a run folder has, by engine and dtype.
+
+    Reading one raises `dynabert.errors.ModelFileError` where its file is damaged.
+    """
+    kinds = [
+        (engine, dtype) for engine, dtypes in ENGINE_DTYPES.items() for dtype in dtypes if (engine, dtype) != PLAIN
+    ]
+    paths = {f"{engine} {dtype}": Path(out) / sweep_file(engine, dtype) for engine, dtype in kinds}
+    return {name: partial(Sweep.from_json, path) for name, path in paths.items() if path.exists()}
+
+
+def _measured(out: Path) -> tuple[Sweep | None, tuple[Sweep, ...]]:
+    """What a card shows: the sweep of a run, and those of its deployed forms."""
+    deployed = []
+    for read in deployed_sweeps(out).values():
+        try:
+            deployed.append(read())
+        except ModelFileError as error:
+            log.warning("not in the card: %s", error)
+    return _sweep_if_any(out), tuple(deployed)
 
 
 def is_run(folder: str | Path) -> bool:

@@ -18,7 +18,7 @@ rank 0, so the folder need not be visible to them.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,12 @@ from dynabert.loading import load
 from dynabert.measure import LatencySettings, Progress, machine_of, selection_score
 from dynabert.model_files import hub_name
 from dynabert.plan import Plan, Source, fingerprint
+from dynabert.precision import AUTO, precision_on, warn_if_emulated
 from dynabert.recipes import Stage
 from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, beside_teacher, complete
 from dynabert.rewire import Importance, reordered, rewire, score
 from dynabert.run_card import BASE, ROWS, refresh_card
-from dynabert.run_folder import MACHINE, METRICS_FILE, MetricsLog, opened, space_needed
+from dynabert.run_folder import MACHINE, METRICS_FILE, MetricsLog, known_identity, opened, space_needed
 from dynabert.sweep import Sweep
 from dynabert.workload import PlannedStage, planned_stages
 
@@ -172,6 +173,7 @@ def _begun(
             raise SettingError(
                 "several processes do not wait for space: their exchanges would time out; leave on_disk_full at exit"
             )
+        plan = _with_precision(plan, out, world)
         job = prepare(model, source, plan, latency=latency, world=world)
         called = {
             "model": str(model),
@@ -183,6 +185,15 @@ def _begun(
         with _opened_together(out, job, called, world, force=force):
             hooks = RunHooks(out, hooks or Hooks(), job.plan.training.saving, writes=world.is_first)
             yield _Run(out, job.plan, job.prepared, hooks, world), job.elastic
+
+
+def _with_precision(plan: Plan, out: Path, world: World) -> Plan:
+    """A plan whose precision is decided on: that of the run that is gone on with, or what the device is fast at."""
+    wanted = plan.training.precision
+    if wanted == AUTO:
+        wanted = world.on_first(lambda: known_identity(out).get("precision") or precision_on(world.device))
+    warn_if_emulated(wanted, world.device)
+    return replace(plan, training=replace(plan.training, precision=wanted))
 
 
 def _measured(out: Path, latency: LatencySettings | None, world: World) -> Sweep | None:

@@ -1,6 +1,7 @@
 """The model card of a run: from what its folder says, without the paths that are in there."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,12 @@ def _recipe(plan: Plan) -> str:
     return f"`{plan.recipe.name}` ({stages}; {plan.training.precision}), seed {plan.training.seed}"
 
 
-def write_card(out: str | Path, sweep: Sweep | None, *, force: bool = False) -> Path:
+def write_card(out: str | Path, sweep: Sweep | None, deployed: Sequence[Sweep] = (), *, force: bool = False) -> Path:
     """Write the card of a finished run, ``OUT/elastic/README.md``, anew.
 
     :param out: the run folder.
     :param sweep: what was measured of it.
+    :param deployed: what was measured of the forms in which engines run it.
     :param force: replace a card that somebody has edited, too.
     :return: the card's path.
     :raises SettingError: a card that was edited, unless forced; it stays as it is.
@@ -71,9 +73,8 @@ def write_card(out: str | Path, sweep: Sweep | None, *, force: bool = False) -> 
     folder = out / "elastic"
     path = folder / CARD
     family, shape, head = read_shape(folder)
-    card = elastic_card(
-        described(folder, shape), family, auto_class=auto_class(head), sweep=sweep, origin=origin_of(out)
-    )
+    sizes, loader = described(folder, shape), auto_class(head)
+    card = elastic_card(sizes, family, auto_class=loader, sweep=sweep, deployed=deployed, origin=origin_of(out))
     with storage_errors(path):
         former = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if former and not is_unedited(former) and not force:
@@ -82,9 +83,9 @@ def write_card(out: str | Path, sweep: Sweep | None, *, force: bool = False) -> 
     return path
 
 
-def refresh_card(out: str | Path, sweep: Sweep) -> None:
+def refresh_card(out: str | Path, sweep: Sweep | None, deployed: Sequence[Sweep] = ()) -> None:
     """`write_card`, but a card that was edited is left alone, and said so."""
     try:
-        write_card(out, sweep)
+        write_card(out, sweep, deployed)
     except SettingError as error:
         log.warning("%s", error)

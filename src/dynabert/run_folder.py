@@ -81,6 +81,12 @@ def _is_new(out: Path) -> bool:
     )
 
 
+def known_identity(out: Path) -> dict[str, Any]:
+    """The fingerprint of the run that a folder is of; empty where there is none yet."""
+    path = out / RUN_FILE
+    return as_now(read_json(path).get("fingerprint", {})) if path.exists() else {}
+
+
 def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, force: bool) -> None:
     saved = dict(read_json(out / RUN_FILE))
     former = as_now(saved.get("fingerprint", {}))

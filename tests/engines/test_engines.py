@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dynabert.deployed import calibration_of
 from dynabert.elastic import ElasticModel
-from dynabert.engines import Engine, Int8, completed, engine_of, input_names
+from dynabert.engines import Engine, Int8, completed, engine_of, input_names, usable
 from dynabert.engines.footprint import footprint
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.subnet import Subnet
@@ -52,6 +52,8 @@ def run(name: str, dtype: str, small: PreTrainedModel, folder: Path, **settings:
 def test_low_precision_is_near_but_not_equal(
     name: str, dtype: str, small: PreTrainedModel, expected: np.ndarray, tmp_path: Path
 ) -> None:
+    if name == "openvino" and not engine_of(name, dtype).has(dtype):
+        pytest.skip(f"openvino computes {dtype} in fp32 on this processor")
     settings = {"int8": Int8(CALIBRATION)} if dtype.startswith("int8") else {}
     logits = run(name, dtype, small, tmp_path, **settings)
     error = np.abs(logits - expected).max() / np.ptp(expected)
@@ -188,3 +190,18 @@ def test_what_writing_alone_needs_is_named_too(
 def test_static_int8_without_rows_is_refused(name: str, dtype: str, small: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="needs calibration rows"):
         engine_of(name, dtype).write(small, tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize(("has", "warned"), [(False, True), (True, False)])
+def test_a_type_that_the_processor_lacks_is_said(
+    has: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dynabert.engines.torch_engine.has_bf16", lambda device: has)
+    assert usable("torch", "bf16").has("bf16") == has and ("no bf16" in caplog.text) == warned
+    caplog.clear()
+    assert usable("torch", "fp32").has("fp32") and not caplog.text
+
+
+def test_openvino_has_what_it_computes_in(small: PreTrainedModel, tmp_path: Path) -> None:
+    exact, low = (run("openvino", dtype, small, tmp_path) for dtype in ("fp32", "bf16"))
+    assert np.allclose(exact, low, atol=1e-5) != engine_of("openvino", "bf16").has("bf16")

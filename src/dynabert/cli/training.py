@@ -55,7 +55,10 @@ def train(
     accumulate: Annotated[int, typer.Option(help="Parts that each process takes its rows of a step in.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens of a row at most.")] = 128,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
-    precision: Annotated[str, typer.Option(help="Of the matrix products: bf16 or fp32.")] = "bf16",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the matrix products: bf16, fp32, or auto: bf16 where the device has it."),
+    ] = "auto",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Also a checkpoint after every so many steps.")] = None,

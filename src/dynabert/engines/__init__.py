@@ -25,6 +25,8 @@ Inputs = Mapping[str, np.ndarray]
 """Arrays of int64, shape (batch, seq): input_ids, attention_mask, and token_type_ids where the model has types."""
 
 
+log = logging.getLogger("dynabert")
+
 Options = dict[str, str | int]
 """What an engine is told when it opens a file, in the engine's own words."""
 
@@ -95,6 +97,9 @@ class Engine(Protocol):
     def options(self, *, dtype: str, n_threads: int) -> Options:
         """What the engine is told by `open`: with other options the same files may compute something else."""
 
+    def has(self, dtype: str) -> bool:
+        """Whether this machine computes in a type as it stands; where not, it is emulated, or silently another one."""
+
     def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
         """How others do what `open` does.
 
@@ -125,6 +130,19 @@ def engine_of(name: str, dtype: str) -> Engine:
     with needing(name):
         engine: Engine = getattr(importlib.import_module(f"dynabert.engines.{module}"), cls)()
     return engine
+
+
+def usable(engine: str, dtype: str) -> Engine:
+    """`engine_of`, with a warning where this machine does not compute in the type as it stands."""
+    found = engine_of(engine, dtype)
+    if not found.has(dtype):
+        log.warning(
+            "this processor has no %s, and %s computes it otherwise: times are not those of a processor that has, nor "
+            "may the outputs be",
+            dtype,
+            engine,
+        )
+    return found
 
 
 @contextmanager

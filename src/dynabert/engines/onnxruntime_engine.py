@@ -98,6 +98,10 @@ class OnnxruntimeEngine:
             "optimization.disable_specified_optimizers": "SkipLayerNormFusion",
         }
 
+    def has(self, dtype: str) -> bool:
+        """Always."""
+        return True
+
     def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
         """A session with the same options."""
         told = (

@@ -76,6 +76,10 @@ class OpenvinoEngine:
         """The type of the products, the threads, and that one call has them all."""
         return {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1}
 
+    def has(self, dtype: str) -> bool:
+        """Without instructions for bf16 OpenVINO computes in fp32, silently."""
+        return dtype != "bf16" or "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
     def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
         """Compile the graph with the same options."""
         lines = (

@@ -10,6 +10,7 @@ import torch
 
 from dynabert.engines import UNCALIBRATED, Example, Inputs, Int8, Options
 from dynabert.loading import load, save_model
+from dynabert.precision import has_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +58,10 @@ class TorchEngine:
     def options(self, *, dtype: str, n_threads: int) -> Options:
         """The type of weights and products, and the threads."""
         return {"dtype": str(_TYPES[dtype]), "num_threads": n_threads}
+
+    def has(self, dtype: str) -> bool:
+        """Without instructions for bf16 it is emulated, slowly."""
+        return dtype != "bf16" or has_bf16("cpu")
 
     def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
         """Load the folder with transformers; one with fewer heads brings its own code."""

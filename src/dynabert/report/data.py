@@ -18,7 +18,7 @@ from dynabert.report.studies import (
     read_ablated,
     read_compared,
 )
-from dynabert.results import IMPORTANCE_FILE, load_sweep, run_file
+from dynabert.results import IMPORTANCE_FILE, deployed_sweeps, load_sweep, run_file
 from dynabert.rewire import Importance
 from dynabert.run_folder import METRICS_FILE, read_metrics
 from dynabert.sweep import Sweep
@@ -34,6 +34,7 @@ class Contents:
     :param settings: ``run.json``.
     :param own: the sweep of the run itself.
     :param studies: other methods beside it, and its ablations; see `dynabert.report.studies`.
+    :param deployed: sweeps of the forms in which engines run its sizes, by engine and dtype.
     :param metrics: lines of the training log.
     :param importance: of heads and neurons, in the order before rewiring.
     :param network: what takes the model to find out; see `dynabert.report.network`.
@@ -44,6 +45,7 @@ class Contents:
     settings: dict[str, Any]
     own: Sweep | None
     studies: tuple[Compared | None, Ablated | None]
+    deployed: dict[str, Sweep]
     metrics: list[dict[str, Any]]
     importance: Importance | None
     network: tuple[Predictions | None, Attention | None]
@@ -84,6 +86,7 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
     network = None if own is None else Network(out, own, progress=progress, device=device)
     compared = None if own is None else part("methods", lambda: read_compared(out, own), COMPARED_FILE)
     ablated = part("ablations", lambda: read_ablated(out), ABLATED_FILE)
+    deployed = {name: part(f"sizes by {name}", read) for name, read in deployed_sweeps(out).items()}
     metrics = part("training", lambda: read_metrics(out / METRICS_FILE), METRICS_FILE)
     importance = part("importance", lambda: Importance.load(out / IMPORTANCE_FILE), IMPORTANCE_FILE)
     predictions = None if network is None else part("predictions", network.predictions)
@@ -93,6 +96,7 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
         settings=settings,
         own=own,
         studies=(compared, ablated),
+        deployed={name: sweep for name, sweep in deployed.items() if sweep is not None},
         metrics=metrics or [],
         importance=importance,
         network=(predictions, attention),

@@ -8,7 +8,7 @@ from dynabert.report.differences import ablation_figure, gap_figure
 from dynabert.report.figure import Figure
 from dynabert.report.insides import attention_figure, curve_figure, head_figure, neuron_figure, score_figure
 from dynabert.report.network import TEACHER
-from dynabert.report.sizes import front_figure, grid_figure, pair_figure
+from dynabert.report.sizes import deployed_figure, front_figure, grid_figure, pair_figure
 
 
 def figures_of(contents: Contents) -> tuple[Figure, ...]:
@@ -24,6 +24,8 @@ def _figures(contents: Contents) -> Iterator[Figure | None]:
         if compared is not None:
             yield gap_figure(compared, tuple(contents.sweeps))
         yield grid_figure(contents.own)
+    if contents.deployed:
+        yield deployed_figure(contents.deployed)
     if contents.own is not None and predictions is not None:
         names = [TEACHER, *(row.subnet for row in sorted(contents.own.rows, key=lambda row: -row.cost.flops))]
         logits = {name: predictions.logits[name] for name in names}

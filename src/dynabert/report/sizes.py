@@ -1,5 +1,6 @@
 """Figures of what was measured of each size: quality against cost, the grid, pairs of sizes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -21,7 +22,7 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.studies import OWN_METHOD, OWN_RUN, Trainings
+from dynabert.report.studies import OWN_RUN, Trainings
 from dynabert.report.tables import Table
 from dynabert.sweep import COSTS, CostName, Sweep
 
@@ -29,6 +30,8 @@ COST_TITLES: dict[CostName, str] = {
     "n_params": "Parameters (millions)",
     "flops": "Encoder FLOPs of a sequence (thousand millions)",
     "latency_ms": "Latency (ms)",
+    "file_bytes": "Files (MB)",
+    "peak_bytes": "Memory that it adds to a process (MB)",
 }
 
 
@@ -37,8 +40,35 @@ def front_figure(sweeps: dict[str, Sweep], trainings: Trainings | None = None) -
 
     :param trainings: those of the comparison that the sweeps of other methods are from.
     """
-    data, context = tables.fronts(sweeps), sweeps[OWN_METHOD].context
-    costs = [cost for cost in COSTS if any(value is not None for value in data[cost])]
+    untimed = [name for name, sweep in sweeps.items() if any(row.cost.latency_ms is None for row in sweep.rows)]
+    absent = f" No latency was measured of {', '.join(untimed)}." if 0 < len(untimed) < len(sweeps) else ""
+    return _fronts("front", "Quality against cost", f"{absent}{_of(sweeps, trainings)}", sweeps, COSTS)
+
+
+def deployed_figure(sweeps: dict[str, Sweep]) -> Figure:
+    """The same of the forms in which engines run the sizes, a line along the front of each engine and type.
+
+    :param sweeps: by engine and dtype.
+    """
+    how = "; ".join(f"{name}: {_timed(sweep)}" for name, sweep in sweeps.items())
+    told = f" Metric and costs are those of what was written for the engine. Latency is that of {how}."
+    return _fronts("deployed", "As deployed", told, sweeps, ("latency_ms", "file_bytes", "peak_bytes"))
+
+
+def _timed(sweep: Sweep) -> str:
+    """At which shape, and where, a sweep was timed."""
+    latency, machine = sweep.context.latency, sweep.context.machine
+    shape = "no latency" if latency is None else f"{latency.batch[0]} x {latency.seq[0]} tokens"
+    return f"{shape} by {machine.engine} on {machine.cpu}, threads: {machine.n_threads}"
+
+
+def _fronts(name: str, title: str, told: str, sweeps: dict[str, Sweep], costs: Sequence[CostName]) -> Figure:
+    """The main metric against each cost that was measured, a line along the front of each of several sweeps.
+
+    :param told: the end of the caption.
+    """
+    data, context = tables.fronts(sweeps), next(iter(sweeps.values())).context
+    costs = [cost for cost in costs if any(value is not None for value in data[cost])]
     methods = list(sweeps)
     params = {cost: {"cost": cost, "cost_title": COST_TITLES[cost]} for cost in costs}
     controls = [Control("Cost", tuple(Option(COST_TITLES[cost], params[cost]) for cost in costs))]
@@ -53,19 +83,17 @@ def front_figure(sweeps: dict[str, Sweep], trainings: Trainings | None = None) -
         )
         for row in tables.rows_of(data)
     )
-    untimed = [name for name, sweep in sweeps.items() if any(row.cost.latency_ms is None for row in sweep.rows)]
-    absent = f" No latency was measured of {', '.join(untimed)}." if untimed and "latency_ms" in costs else ""
     return Figure(
-        name="front",
-        title="Quality against cost",
+        name=name,
+        title=title,
         caption=f"Each point is one measured size, with the 95 % bootstrap interval of its {context.metric} over the "
         f"{context.n_rows:,} validation rows. Filled points and the line are the front: nothing else of the method is "
-        f"as good for less. The dashed line is the teacher.{absent}{_of(sweeps, trainings)}",
+        f"as good for less. The dashed line is the teacher.{told}",
         spec=spec_of(_front_chart(methods, costs, context.metric)),
         data={"front": data, "reference": {"metric": [context.reference], "text": ["teacher"]}},
         controls=tuple(controls),
         tables=(TextTable("All measured sizes", headers, rows),),
-        images={f"front-{cost}": chosen for cost, chosen in params.items()},
+        images={f"{name}-{cost}": chosen for cost, chosen in params.items()},
     )
 
 

@@ -13,8 +13,8 @@ from dynabert.sweep import COSTS, Sweep
 Table: TypeAlias = dict[str, list[Any]]
 """Columns of one length, by name."""
 
-UNITS = {"n_params": 1e6, "flops": 1e9, "latency_ms": 1.0}
-"""What a cost is divided by: parameters are shown in millions, FLOPs in thousands of millions."""
+UNITS = {"n_params": 1e6, "flops": 1e9, "latency_ms": 1.0, "file_bytes": 1e6, "peak_bytes": 1e6}
+"""What a cost is divided by: parameters and bytes are shown in millions, FLOPs in thousands of millions."""
 
 MAX_POINTS, MAX_ALL_POINTS = 300, 12_000
 """Points of a training curve, and of all of them together, at most."""

@@ -94,12 +94,12 @@ def search_run(
     space = space_of(elastic, budget, timed)
     prepared = saved.rows(load_tokenizer(run / "elastic"))
     elastic.to(device)
-    precision, rows = saved.plan.training.precision, tuple(prepared.select)
-    fingerprint = f"{fingerprint_of(elastic, list(elastic.grid), rows)}-{precision}-{elastic.model.device.type}"
+    rows = tuple(prepared.select)
+    views = TrainingViews(elastic)  # which keep the last ones; `at` would keep all of them
+    fingerprint = f"{fingerprint_of(elastic, list(elastic.grid), rows)}-{views.precision}-{elastic.model.device.type}"
     name = budget.name if timed is None else f"{budget.name}-{timed.form}"
     store = Store(run, name, fingerprint=fingerprint, seed=effort.seed, price=space.price)
     earlier = store.load()
-    views = TrainingViews(elastic, precision=precision)  # which keep the last ones; `at` would keep all of them
     score = Scorer(views.at, rows, task=prepared.task, known=earlier.scores)
     pace = Pace(effort, n_earlier=earlier.n, s_earlier=earlier.seconds, since=began)
     uniform, seeds = _uniform(elastic, space, timed), seeds_of(run, elastic, space)
