@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynabert.files import write_json
+from dynabert.results import sweep_file
 from dynabert.statistics import Difference
 from dynabert.studies.ablate import RESULT as ABLATED
 from dynabert.studies.ablate import Ablation, Effect
 from dynabert.studies.compare import OURS, Comparison, Standing
 from dynabert.studies.compare import RESULT as COMPARED
 from dynabert.studies.trials import STUDIES
-from dynabert.sweep import Context, Cost, Machine, Measurement, Quality, Sweep
+from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep, Timing
 
 SIZES = ("w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5")
 
@@ -85,6 +86,24 @@ def write_ablation(run: Path, effects: tuple[Effect, ...] = EFFECTS) -> None:
     """``studies/ablate.json``, as `dynabert.studies.ablate` writes it."""
     found = Ablation("small", "accuracy", {"mean": 82.0, "w0.5-d0.5": 80.0}, 1e-3, (42,), 1e12, effects)
     _write(run / STUDIES / ABLATED, found.to_dict())
+
+
+def deployed_sweep(engine: str, dtype: str, **context: object) -> Sweep:
+    """`made_sweep` as an engine runs it: with times at two shapes, and sizes of files."""
+    latency, own = LatencySettings(engine=engine, dtype=dtype, batch=(1, 8), seq=(16,)), made_sweep(**context)
+    rows = []
+    for place, row in enumerate(own.rows):
+        times = tuple(Timing(*shape, (8 - place) * shape[0], 9.0 * shape[0], 0.01) for shape in latency.shapes)
+        sizes = {"file_bytes": (9 - place) * 10**6, "peak_bytes": (30 - place) * 10**6}
+        rows.append(replace(row, cost=replace(row.cost, latency_ms=times[0].median_ms, timings=times, **sizes)))
+    machine = replace(own.context.machine, engine=f"{engine} 1.0")
+    return Sweep(tuple(rows), replace(own.context, precision=dtype, latency=latency, machine=machine))
+
+
+def write_deployed(run: Path) -> None:
+    """Sweeps of two deployed forms, as `dynabert measure` writes them."""
+    for engine, dtype in (("openvino", "int8"), ("onnxruntime", "fp32")):
+        deployed_sweep(engine, dtype).to_json(run / sweep_file(engine, dtype))
 
 
 def _write(path: Path, saved: dict[str, object]) -> None:

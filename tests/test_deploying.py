@@ -9,7 +9,7 @@ from calling import call
 from small_job import write_run
 
 from dynabert.errors import SettingError
-from dynabert.results import check_machine, load_sweep, without_foreign_times
+from dynabert.results import card_of_run, check_machine, load_sweep, sweep_file, without_foreign_times
 from dynabert.sweep import Sweep
 
 
@@ -47,6 +47,20 @@ def test_pick_answers_from_the_deployed_form(
     assert "dynabert extract" in (said := output(capsys)) and "are those of onnxruntime int8" in said
     assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "openvino") == 0
     assert "--engine openvino --dtype int8" in (said := output(capsys)) and "are those of onnxruntime int8" in said
+
+
+def test_the_card_shows_the_deployed_form(measured: Path, caplog: pytest.LogCaptureFixture) -> None:
+    card, sweep = measured / "elastic" / "README.md", load_sweep(measured, engine="onnxruntime", dtype="int8")
+    body = card.read_text().split("## As deployed")[1]
+    assert "In int8, run by onnxruntime" in body and f"{sweep.rows[-1].cost.timings[3].median_ms:.2f}" in body
+    path = measured / sweep_file("onnxruntime", "int8")
+    whole = path.read_bytes()
+    path.write_text("{")
+    card_of_run(measured)
+    assert "As deployed" not in card.read_text() and "not in the card" in caplog.text
+    path.write_bytes(whole)
+    card_of_run(measured)
+    assert "As deployed" in card.read_text()
 
 
 def elsewhere(sweep: Sweep, **machine: object) -> Sweep:

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from small_studies import deployed_sweep
 
 from dynabert.description import Description
 from dynabert.families import FAMILIES
@@ -60,6 +61,16 @@ def test_every_size_stands_in_the_header_and_in_the_table():
     for row in sweep().rows:
         assert re.search(rf"^\| `{row.subnet}` \|.*\| {row.metric:.4f} \|.*\| {row.cost.latency_ms:.2f} \|", card, re.M)
     assert "4 of 6" in card  # a depth of 0.75 really keeps 4
+
+
+def test_deployed_forms_have_tables_of_their_own():
+    card = elastic(deployed=[deployed_sweep("openvino", "int8"), deployed_sweep("onnxruntime", "fp32")])
+    body = card.split("## As deployed")[1].split("## Use")[0]
+    assert "In int8, run by openvino 1.0" in body and "In fp32, run by onnxruntime 1.0" in body
+    assert "| size | accuracy | agreement | file, MB | memory, MB | ms, 1 x 16 | ms, 8 x 16 |" in body
+    assert body.count("| `w1-d0.5` | 0.8500 | 93.0 % | 8.0 | 29.0 | 7.00 | 56.00 |") == 2
+    assert "As deployed" not in elastic()
+    assert len(header_of(card).eval_results) == len(header_of(elastic()).eval_results), "the hub shows what was trained"
 
 
 def test_the_provenance_is_whole():

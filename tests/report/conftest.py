@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from small_job import small_plan, write_job
-from small_studies import beside, write_ablation, write_comparison
+from small_studies import beside, write_ablation, write_comparison, write_deployed
 
 from dynabert.results import load_sweep
 from dynabert.run import train
@@ -19,4 +19,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(encoder, source, run, plan=small_plan(), latency=LatencySettings(seq=(16,), repeats=3))
     write_comparison(run, beside(load_sweep(run)))
     write_ablation(run)
+    write_deployed(run)
     return run

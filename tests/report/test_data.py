@@ -4,7 +4,17 @@ import json
 from dataclasses import replace
 
 import pytest
-from small_studies import EFFECTS, STANDINGS, beside, made_sweep, standing, write_ablation, write_comparison
+from small_studies import (
+    EFFECTS,
+    STANDINGS,
+    beside,
+    deployed_sweep,
+    made_sweep,
+    standing,
+    write_ablation,
+    write_comparison,
+    write_deployed,
+)
 
 from dynabert.errors import ModelFileError
 from dynabert.files import write_json
@@ -152,6 +162,15 @@ def test_files_of_studies_that_are_damaged_are_named_and_not_shown(run, file, pa
     contents = collect(run)
     assert file in line_of(contents, part)
     assert list(contents.sweeps) == [OWN_METHOD] and contents.studies == (None, None)
+
+
+def test_sweeps_of_deployed_forms_are_read_and_a_damaged_one_is_named(run):
+    write_deployed(run)
+    assert list(collect(run).deployed) == ["openvino int8", "onnxruntime fp32"]
+    assert collect(run).deployed["openvino int8"] == deployed_sweep("openvino", "int8")
+    (run / "sweep-openvino-int8.json").write_text("{")
+    contents = collect(run)
+    assert list(contents.deployed) == ["onnxruntime fp32"] and line_of(contents, "sizes by openvino int8")
 
 
 def test_damaged_parts_of_the_run_are_named(run):

@@ -14,7 +14,19 @@ import pytest
 
 from dynabert.report import Report, report_run
 
-FIGURES = ("front", "gaps", "grid", "pairs", "ablations", "curves", "scores", "heads", "neurons", "attention")
+FIGURES = (
+    "front",
+    "gaps",
+    "grid",
+    "deployed",
+    "pairs",
+    "ablations",
+    "curves",
+    "scores",
+    "heads",
+    "neurons",
+    "attention",
+)
 NARROW, WIDE = 390, 1400
 MAX_BYTES = 8_000_000
 SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")

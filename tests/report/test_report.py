@@ -9,7 +9,7 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
-from small_studies import EFFECTS, beside, made_sweep, write_ablation, write_comparison
+from small_studies import EFFECTS, beside, made_sweep, write_ablation, write_comparison, write_deployed
 
 from dynabert.errors import SettingError
 from dynabert.files import write_json
@@ -60,8 +60,9 @@ def test_figures_stand_in_the_order_of_the_page(begun):
     made_sweep().to_json(begun / "sweep.json")
     write_comparison(begun, beside(made_sweep()))
     write_ablation(begun)
+    write_deployed(begun)
     made = report_run(begun)
-    assert made.figures == ("front", "gaps", "grid", "ablations")
+    assert made.figures == ("front", "gaps", "grid", "deployed", "ablations")
     places = [made.page.read_text().index(f'<section id="{name}"') for name in made.figures]
     assert places == sorted(places)
 
@@ -77,6 +78,18 @@ def test_captions_say_what_was_spent_on_training(begun):
     assert "Shown is seed 42." in captions["front"] and "DynaBERT, this run is the result" in captions["front"]
     assert "1.5 TFLOPs of training each, seeds 42, 43." in captions["gaps"] and "Holm" in captions["gaps"]
     assert "1 TFLOPs of training each, seed 42." in captions["ablations"] and "Holm" in captions["ablations"]
+
+
+def test_what_was_deployed_is_shown_by_what_it_costs(begun):
+    write_deployed(begun)
+    made = report_run(begun)
+    assert made.figures == ("deployed",), "without a sweep of the run itself too"
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', made.page.read_text(), re.DOTALL)[1])
+    shown = data["figures"]["deployed"]["data"]["front"]
+    assert set(shown["method"]) == {"openvino int8", "onnxruntime fp32"}
+    assert shown["latency_ms"][:2] == [8, 7] and shown["file_bytes"][:2] == [9, 8] and shown["peak_bytes"][0] == 30
+    said = unescape(made.page.read_text())
+    assert "openvino int8: 1 x 16 tokens by openvino 1.0 on a cpu, threads: 1" in said
 
 
 def test_hostile_names_stay_text(begun, tmp_path):
