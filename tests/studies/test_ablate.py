@@ -100,8 +100,10 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
 
     assert effect.difference == pytest.approx(mean(chosen) - mean(base))
     assert effect.low <= effect.difference <= effect.high
-    tried = [by_name["rewiring-reversed"][f"rewiring-reversed-lr{lr:g}-42"].select_score for lr in (1e-4, 2e-3)]
-    assert effect.lr == (1e-4, 2e-3)[int(np.argmax(tried))]
+    of_seed = {name: trial for name, trial in by_name["rewiring-reversed"].items() if name.endswith("-42")}
+    tried = {float(name.split("-lr")[1].removesuffix("-42")): trial.select_score for name, trial in of_seed.items()}
+    assert len(tried) == 3 and set(tried) < {3.33e-5, 1e-4, 2e-3, 6e-3}, "one is tried beyond the better of two"
+    assert effect.lr == max(sorted(tried, key=(1e-4, 2e-3, 3.33e-5, 6e-3).index), key=tried.__getitem__)
 
     times = [file.stat().st_mtime_ns for file in files]
     assert ablate(run, **settings) == result

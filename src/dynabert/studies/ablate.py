@@ -1,7 +1,8 @@
 """What each ingredient is worth: one factor of a run changed at a time, at equal training FLOPs, paired with the run.
 
-Every variant starts from the same teachers, has its learning rate chosen from the same list on the `select` rows, and
-spends the same training FLOPs as the plan it is compared with (`base`); its stages are made longer or shorter for that.
+Every variant starts from the same teachers and has its learning rate chosen from the same list on the `select` rows;
+where the best of several is the lowest or highest, one more is tried beyond it. Each spends the same training FLOPs as
+the plan it is compared with (`base`); its stages are made longer or shorter for that.
 Differences are of the validation rows, paired by row and seed.
 """
 
@@ -143,7 +144,7 @@ class _TaskStudy:
         for key in self.plans:
             trained = partial(self.trained, key)
             score = attrgetter("select_score")
-            found = tuned(trained, self.rates, self.seeds, score=score)
+            found = tuned(trained, self.rates, self.seeds, score=score, further=True)
             self.lrs[key], self.trials[key] = found.lr, found.trials
         for lr in self.rates if LEARNING_RATE in self.factors else ():
             if lr != self.lrs[BASE, BASE]:
