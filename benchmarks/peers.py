@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from common import finish, machine, options, table
+from common import finish, machine, options, table, usable_forms
 
 from dynabert.baselines.layerdrop import whole_layers
 from dynabert.baselines.plain import Rows, fine_tuned
@@ -142,7 +142,7 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
     models |= {name: model for name, (model, _) in peers.items()}
     ids = np.random.default_rng(0).integers(1000, 20000, (1, chosen.seq))
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    forms = FORMS[2:3] if chosen.quick else FORMS
+    forms, _ = usable_forms(FORMS[2:3] if chosen.quick else FORMS)
     rows: dict[Form, dict[str, Any]] = {}
     logits: dict[Form, np.ndarray] = {}
     with sessions(models, forms, calibration_of(judge.rows.select), chosen.threads) as opened:

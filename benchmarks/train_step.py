@@ -8,7 +8,8 @@ for each width, all Subnets, losses summed over layers and padding, plain slices
 the loop of `dynabert train`. Both see the same rows. The `fixed length` row gives ours rows that all have 128 tokens,
 which takes padding out of the comparison. Each batch is timed `--repeats` times, and its medians count; `speedup_low`
 and `speedup_high` are the least and the greatest ratio of one batch. `matmul share` is the FLOP/s of our depth step at
-the shape of bert-base, 32 x 128, over the best bf16 matrix product of the same run.
+the shape of bert-base, 32 x 128, over the best matrix product of the same run
+in the precision of training: bf16 where the processor has it.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from dynabert.batches import Batch, Batches, Encoded
 from dynabert.distill import StageRun, Training, teacher_of
 from dynabert.elastic import ElasticModel
 from dynabert.losses import Reduction
+from dynabert.precision import PRECISIONS, precision_on
 from dynabert.recipes import RECIPES, Stage
 from dynabert.subnet import Subnet, matched_states
 from dynabert.workload import step_flops
@@ -153,11 +155,11 @@ def compare(name: str, stage: Stage, weight: float, batches: tuple[list[Batch], 
 
 
 def best_product(device: str, repeats: int) -> float:
-    """FLOP/s of the best bf16 matrix product of a few large shapes."""
-    best = 0.0
+    """FLOP/s of the best matrix product of a few large shapes, in the precision of training."""
+    best, dtype = 0.0, PRECISIONS[precision_on(device)]
     for rows, inner, columns in ((4096, 768, 3072), (4096, 3072, 768), (4096, 768, 768), (4096, 4096, 4096)):
-        left = torch.randn(rows, inner, device=device, dtype=torch.bfloat16)
-        right = torch.randn(columns, inner, device=device, dtype=torch.bfloat16)
+        left = torch.randn(rows, inner, device=device, dtype=dtype)
+        right = torch.randn(columns, inner, device=device, dtype=dtype)
 
         def product(left: Tensor = left, right: Tensor = right) -> Tensor:
             return F.linear(left, right)

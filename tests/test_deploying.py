@@ -73,6 +73,7 @@ def elsewhere(sweep: Sweep, **machine: object) -> Sweep:
         ({"cpu": "an abacus"}, r"measured elsewhere \(cpu an abacus there"),
         ({"engine": "onnxruntime 1.0"}, r"measured elsewhere \(engine onnxruntime 1.0 there"),
         ({"n_cores": 999}, r"n_cores 999 there"),
+        ({"instructions": "NONE"}, r"instructions NONE there"),
     ],
 )
 def test_times_of_another_machine_or_version_are_refused_unless_allowed(

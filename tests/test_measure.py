@@ -374,12 +374,27 @@ def test_json_of_the_second_version_counted_flops_at_the_first_length(
 ) -> None:
     latency = seq and LatencySettings(seq=seq)
     saved = replace(sweep, context=replace(sweep.context, latency=latency)).to_dict()
-    del saved["context"]["seq_len"]
+    del saved["context"]["seq_len"], saved["context"]["machine"]["instructions"]
     for row in saved["rows"]:
         for timing in row["timings"]:
             del timing["energy_mj"]
     (tmp_path / "sweep.json").write_text(json.dumps({**saved, "format_version": 2}))
     assert Sweep.from_json(tmp_path / "sweep.json").context.seq_len == expected
+
+
+def test_json_of_the_fourth_version_did_not_know_the_instructions(sweep: Sweep, tmp_path: Path) -> None:
+    saved = sweep.to_dict()
+    del saved["context"]["machine"]["instructions"]
+    (tmp_path / "sweep.json").write_text(json.dumps({**saved, "format_version": 4}))
+    machine = Sweep.from_json(tmp_path / "sweep.json").context.machine
+    assert machine.instructions is None and not machine.differences(sweep.context.machine), "unknown is no difference"
+
+
+def test_processors_of_one_name_differ_by_their_instructions(sweep: Sweep) -> None:
+    machine = sweep.context.machine
+    assert machine.instructions, "known here"
+    other = replace(machine, instructions="AVX512 vnni bf16 and more")
+    assert machine.differences(other) == (f"instructions {machine.instructions} there, AVX512 vnni bf16 and more here",)
 
 
 def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
@@ -394,7 +409,7 @@ def test_json_rows_are_flat(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format_version",), 5, "newer than 4: update dynabert"),
+        (("format_version",), 6, "newer than 5: update dynabert"),
         (("format_version",), "1", "format_version"),
         (("extra",), 1, "extra"),
         (("rows",), [], "at least one row"),

@@ -15,6 +15,7 @@ from dynabert.precision import (
     TrainingLinear,
     TrainingViews,
     has_bf16,
+    instructions,
     precision_on,
     warn_if_emulated,
 )
@@ -184,6 +185,16 @@ def test_the_processor_is_known():
     if platform.machine() != "x86_64" or not flags.exists():
         pytest.skip("the flags of an x86 processor stand in /proc/cpuinfo of Linux alone")
     assert has_bf16("cpu") == ("avx512_bf16" in flags.read_text().split())
+
+
+def test_instructions_name_what_products_gain_by(monkeypatch):
+    vectors = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    assert instructions() == f"{vectors} vnni bf16"
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: False)
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
+    assert instructions() == vectors
 
 
 def test_a_build_that_cannot_tell_has_none(monkeypatch):

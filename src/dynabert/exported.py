@@ -9,7 +9,7 @@ from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.files import EXPORT_FILE, read_json, verify_manifest
 from dynabert.measurement import Machine, Timing
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class ExportIndex:
             raise ModelFileError(f"{folder} has no {EXPORT_FILE}; give the --out of a `dynabert export`")
         saved = read_json(path)
         try:
-            if (version := saved["format_version"]) not in (2, FORMAT_VERSION):  # since 3 a timing may have its energy
+            # Since 3 a timing may have its energy, since 4 a machine the instructions of its processor.
+            if (version := saved["format_version"]) not in (2, 3, FORMAT_VERSION):
                 later = version > FORMAT_VERSION
                 mend = "later version; update dynabert" if later else "former version; export again"
                 raise ModelFileError(f"{path} is of a {mend}")

@@ -23,7 +23,7 @@ from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, count_params, longest_input
 from dynabert.errors import SettingError
 from dynabert.modeling import loads_with
-from dynabert.precision import AUTO, PRECISIONS, TrainingViews, check_precision, precision_on
+from dynabert.precision import AUTO, PRECISIONS, TrainingViews, check_precision, instructions, precision_on
 from dynabert.stack import evaluating
 from dynabert.statistics import ROW_METRICS, bootstrap_interval
 from dynabert.subnet import Subnet, encoder_flops
@@ -410,6 +410,7 @@ def machine_of(device: torch.device, *, n_threads: int | None = None, engine: st
         dynabert=version("dynabert"),
         n_cores=n_cores(),
         engine=engine,
+        instructions=instructions(),
     )
 
 

@@ -93,6 +93,8 @@ class Machine:
 
     :param n_cores: processors that the process could run on; None where that is not known.
     :param engine: name and version of what ran the model, where that was not PyTorch alone.
+    :param instructions: of the processor that decide how fast it multiplies, for instance ``AVX512 vnni bf16``: rented
+        machines have processors of one name with and without them. None where that is not known.
     """
 
     cpu: str
@@ -103,6 +105,7 @@ class Machine:
     dynabert: str
     n_cores: int | None = None
     engine: str = ""
+    instructions: str | None = None
 
     def differences(self, other: "Machine") -> tuple[str, ...]:
         """In what it differs from another one; dynabert's own version and what is unknown do not count."""

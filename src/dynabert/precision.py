@@ -48,6 +48,13 @@ def has_bf16(device: "torch.device | str") -> bool:
         return False
 
 
+def instructions() -> str:
+    """What of this processor decides how fast it multiplies: the vectors that PyTorch uses, and their extensions."""
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    extensions = {"vnni": has_vnni, "bf16": has_bf16("cpu")}
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name, has in extensions.items() if has)])
+
+
 def precision_on(device: "torch.device | str", wanted: str = AUTO) -> str:
     """The precision to compute in on a device.
 
