@@ -2,11 +2,11 @@
 
     DYNABERT_DATA=DIR python benchmarks/scale.py [--quick] [--json docs/results/scale.json]
 
-MiniLM (6 layers, 12 heads, 384 wide) on real SST-2 batches, bf16 products, one thread for each process. It starts
-itself by torchrun. The same two processes do both sides in turn: first rank 0 takes a step of 32 rows while rank 1
-waits, then both take one of 16 rows each. Medians over the repeats. The exchange of the gradients is measured apart,
-after a barrier. Beside the clock stands the processor time of rank 0, which other work on the machine hardly
-lengthens. What this says about more processes than two is computed by `scale_on_paper.py`.
+MiniLM (6 layers, 12 heads, 384 wide) on real SST-2 batches, products in bf16 where the processor has it, one thread for
+each process. It starts itself by torchrun. The same two processes do both sides in turn: first rank 0 takes a step of
+32 rows while rank 1 waits, then both take one of 16 rows each. Medians over the repeats. The exchange of the gradients
+is measured apart, after a barrier. Beside the clock stands the processor time of rank 0, which other work on the
+machine hardly lengthens. What this says about more processes than two is computed by `scale_on_paper.py`.
 """
 
 import argparse

@@ -41,7 +41,8 @@ def plain(batch: Batch, device: str) -> None:
 
 def ours(stage: str, batch: Batch, device: str) -> None:
     """Two steps of a stage of the training loop."""
-    run = our_run(bert_base(device), {"depth": DEPTH, "teacher": TEACHER}[stage], OneBatch(batch))
+    trained = {"depth": DEPTH, "teacher": TEACHER}[stage]
+    run = our_run(bert_base(device), trained, OneBatch(batch), precision="bf16")  # as the stock model has
     run.best.keep()  # as after the first evaluation
     for _ in range(STEPS):
         run.step()

@@ -27,7 +27,7 @@ from dynabert.batches import Batch, Batches, Encoded
 from dynabert.distill import StageRun, Training, teacher_of
 from dynabert.elastic import ElasticModel
 from dynabert.losses import Reduction
-from dynabert.precision import PRECISIONS, precision_on
+from dynabert.precision import AUTO, PRECISIONS, precision_on
 from dynabert.recipes import RECIPES, Stage
 from dynabert.subnet import Subnet, matched_states
 from dynabert.workload import step_flops
@@ -84,7 +84,7 @@ class OneBatch:
         return (self.batch,)
 
 
-def our_run(elastic: ElasticModel, stage: Stage, source: OneBatch) -> StageRun:
+def our_run(elastic: ElasticModel, stage: Stage, source: OneBatch, *, precision: str = AUTO) -> StageRun:
     """The training loop of a stage that never ends; its `step` is what is measured."""
     return StageRun(
         elastic,
@@ -92,7 +92,7 @@ def our_run(elastic: ElasticModel, stage: Stage, source: OneBatch) -> StageRun:
         source,
         teacher=teacher_of(stage, elastic, elastic.copy()),
         reduction=Reduction(),
-        training=Training(),
+        training=Training(precision=precision),
     )
 
 

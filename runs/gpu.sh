@@ -12,6 +12,7 @@ fi
 export TASKS=${TASKS:-sst2 mnli qnli} ROWS=${ROWS:-0} RUNS=runs/gpu RESULTS=docs/results/gpu-
 runs/compare.sh
 runs/ablate.sh
+RESULTS=docs/results/gpu-two-stage- runs/ablate.sh --recipe two-stage --factors rewiring,distillation,assistant,teacher-width
 for task in $TASKS; do
   .venv/bin/dynabert exits "$RUNS/$task" --json > "${RESULTS}exits-$task.json.part"
   mv "${RESULTS}exits-$task.json.part" "${RESULTS}exits-$task.json"

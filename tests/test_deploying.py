@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from calling import call
-from small_job import write_run
+from small_job import small_plan, write_run
 
 from dynabert.errors import SettingError
-from dynabert.results import card_of_run, check_machine, load_sweep, sweep_file, without_foreign_times
-from dynabert.sweep import Sweep
+from dynabert.results import Saved, card_of_run, check_machine, load_sweep, sweep_file, without_foreign_times
+from dynabert.run import train
+from dynabert.sweep import LatencySettings, Sweep
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def test_the_card_shows_the_deployed_form(measured: Path, caplog: pytest.LogCapt
     path.write_bytes(whole)
     card_of_run(measured)
     assert "As deployed" in card.read_text()
+
+
+def test_a_run_that_is_measured_again_keeps_the_deployed_forms_in_its_card(measured: Path) -> None:
+    encoder, source = measured.parent / "encoder", Saved.of(measured).source
+    train(encoder, source, measured, plan=small_plan(), latency=LatencySettings(seq=(16,), repeats=2))
+    assert "As deployed" in (measured / "elastic" / "README.md").read_text()
+
+
+def test_an_engine_is_measured_beside_a_damaged_sweep(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = measured / "sweep.json"
+    whole = path.read_bytes()
+    path.write_text("{")
+    form = ("--engine", "onnxruntime", "--dtype", "fp32", "--seq", "8", "--repeats", "2", "--subnets", "w1-d1")
+    assert call(monkeypatch, "measure", str(measured), *form) == 0
+    path.write_bytes(whole)
+    assert "the card stays as it is" in caplog.text and load_sweep(measured, engine="onnxruntime").rows
 
 
 def elsewhere(sweep: Sweep, **machine: object) -> Sweep:

@@ -75,6 +75,7 @@ def test_it_goes_to_json_and_to_text(cost: Estimate) -> None:
     assert told["total_s"] == cost.total_s and told["parts"][0]["name"] == "load and tokenize"
     text = cost.text()
     assert all(part.name in text for part in cost.parts) and "GB free" in text and "ends about" in text
+    assert "training in fp32" in text and told["precision"] == "fp32"
 
 
 def test_the_disk_that_a_run_needs_is_what_the_start_of_a_run_asks_for(
@@ -91,6 +92,17 @@ def test_no_teacher_stage_no_rewiring_and_no_latency_have_no_rows(job: tuple[Pat
     assert [part.name for part in told.parts] == [
         *("load and tokenize", "teacher", "teacher: select", "sandwich", "sandwich: select", "sweep"),
     ]
+
+
+def test_the_precision_is_that_of_the_run_or_of_the_device(
+    job: tuple[Path, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(small_plan(precision="auto"), recipe=RECIPES["default"].adjusted(epochs=0.1), order="as-is")
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
+    assert estimate(*job, tmp_path / "run", plan=plan, latency=None).precision == "bf16"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"fingerprint": {"precision": "fp32"}}')
+    assert estimate(*job, tmp_path / "run", plan=plan, latency=None).precision == "fp32", "as the run began"
 
 
 # The extrapolation.
@@ -132,5 +144,5 @@ def test_settings_that_do_not_fit_are_said_first(job: tuple[Path, Source], tmp_p
 
 def test_a_part_is_a_plain_value() -> None:
     part = Part("depth", 10, 1.5, 15.0, 1_000_000)
-    told = Estimate((part,), 5_000_000, 10**9, "cpu", "2024-02-29T12:00:00+00:00")
+    told = Estimate((part,), 5_000_000, 10**9, "cpu", "2024-02-29T12:00:00+00:00", "bf16")
     assert told.text().splitlines()[-1] == "ends about Thu 29 Feb 12:00 if it starts now; nothing has been written"

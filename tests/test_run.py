@@ -173,9 +173,25 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     plan = small_plan(precision="auto")
     monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
     train(job[0], job[1], finished, plan=plan, latency=None)  # began in fp32
-    assert "going on where it was" in caplog.text and "bf16" not in caplog.text
+    assert "going on where it was" in caplog.text and "many times as long" not in caplog.text
     with pytest.raises(SettingError, match="precision differ"):
         train(job[0], job[1], finished, plan=small_plan(precision="bf16"), latency=None)
+
+
+def test_an_unfinished_run_goes_on_in_its_precision_and_a_damaged_one_is_one_line(
+    job: tuple[Path, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plan = tmp_path / "run", small_plan(precision="auto", saving=Saving(0))
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: False)
+    with pytest.raises(KeyboardInterrupt):
+        train(job[0], job[1], out, plan=plan, latency=None, hooks=Interrupt("width", 3))
+    monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
+    train(job[0], job[1], out, plan=plan, latency=None)
+    assert Saved.of(out).plan.training.precision == "fp32"
+    for text in ("[]", '{"fingerprint": 3}'):
+        (out / "run.json").write_text(text)
+        with pytest.raises(ModelFileError, match="not what `dynabert train` writes"):
+            train(job[0], job[1], out, plan=plan, latency=None)
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])

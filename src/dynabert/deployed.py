@@ -15,7 +15,7 @@ import torch
 
 from dynabert.batches import Batch, in_row_order
 from dynabert.elastic import ElasticModel
-from dynabert.engines import UNCALIBRATED, Engine, Inputs, Int8, Session, usable
+from dynabert.engines import UNCALIBRATED, Engine, Inputs, Int8, Session, engine_here
 from dynabert.engines.footprint import footprint
 from dynabert.exported import Parity
 from dynabert.measure import (
@@ -113,7 +113,7 @@ class _Deploying:
 
     def __init__(self, elastic: ElasticModel, settings: LatencySettings, ranges: Sequence[Inputs]) -> None:
         self.elastic, self.settings, self.ranges = elastic, settings, ranges
-        self.engine = usable(settings.engine, settings.dtype)
+        self.engine = engine_here(settings.engine, settings.dtype)
         self.name = f"{settings.engine} {self.engine.version}"
         self.n_threads = settings.n_threads or torch.get_num_threads()
 

@@ -20,6 +20,7 @@ import torch
 
 from dynabert.batches import Batch, Batches
 from dynabert.distill import StageRun, teacher_of
+from dynabert.distributed import ALONE
 from dynabert.elastic import ElasticModel
 from dynabert.job import Job, pick_device, prepare
 from dynabert.measure import LatencySettings, Progress, latencies, predict, views_of
@@ -27,7 +28,7 @@ from dynabert.memory import peak_memory
 from dynabert.plan import Plan, Source
 from dynabert.recipes import Stage
 from dynabert.rewire import MAX_BATCHES, score
-from dynabert.run import disk_bytes
+from dynabert.run import disk_bytes, with_precision
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import plain_text
 from dynabert.workload import step_flops
@@ -65,6 +66,7 @@ class Estimate:
     :param disk_bytes: of the run folder at its largest, checkpoints included.
     :param free_bytes: that the disk of the run folder has now.
     :param ends: ISO 8601, local time: when a run that starts now will be done.
+    :param precision: of the matrix products of its training.
     """
 
     parts: tuple[Part, ...]
@@ -72,6 +74,7 @@ class Estimate:
     free_bytes: int
     device: str
     ends: str
+    precision: str
 
     @property
     def total_s(self) -> float:
@@ -91,7 +94,8 @@ class Estimate:
         """One row for each part, and the total."""
         from rich.table import Table
 
-        table = Table("part", title=f"Dry run on {self.device}", box=None, title_justify="left")
+        title = f"Dry run on {self.device}, training in {self.precision}"
+        table = Table("part", title=title, box=None, title_justify="left")
         for name in ("steps", "s/step", "time", "peak MB"):
             table.add_column(name, justify="right")
         for part in self.parts:
@@ -132,7 +136,8 @@ def estimate(
     device = pick_device(device)
     started = time.perf_counter()
     peak = peak_memory(device)
-    job = prepare(model, source, plan or Plan(), latency=latency)
+    plan = with_precision(plan or Plan(), Path(out), replace(ALONE, device=device))
+    job = prepare(model, source, plan, latency=latency)
     job.elastic.to(device)
     taken = time.perf_counter() - started
     parts = [Part("load and tokenize", 1, taken, taken, peak())]
@@ -148,6 +153,7 @@ def estimate(
         free_bytes=shutil.disk_usage(_existing(Path(out))).free,
         device=torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         ends=(datetime.now().astimezone() + timedelta(seconds=total_s)).isoformat(timespec="seconds"),
+        precision=job.plan.training.precision,
     )
 
 

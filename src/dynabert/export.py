@@ -20,7 +20,7 @@ import torch
 from dynabert.batches import Batch
 from dynabert.deployed import answers, calibration_of, n_bytes, parity_of, random_arrays, write_subnet
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.engines import Inputs, Int8, Session, engine_of, input_names, usable
+from dynabert.engines import Inputs, Int8, Session, engine_here, engine_of, input_names
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.export_card import Texts, export_card
 from dynabert.exported import Exported, ExportIndex, Provenance
@@ -191,7 +191,7 @@ class _Making:
         progress: Progress | None,
     ) -> None:
         self.elastic, self.subnet = elastic, subnet
-        self.engine = usable(settings.engine, settings.dtype)
+        self.engine = engine_here(settings.engine, settings.dtype)
         self.settings, self.checks, self.progress = settings, checks, progress
         self.n_threads = settings.n_threads or torch.get_num_threads()
         self.is_int8 = settings.latency.is_int8

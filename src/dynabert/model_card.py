@@ -206,7 +206,7 @@ def _size(row: Measurement, *, timed: bool) -> tuple[str, ...]:
 
 def _deployed(sweep: Sweep) -> str:
     context, latency = sweep.context, sweep.context.latency
-    assert latency is not None, "what is deployed is timed"
+    assert latency is not None, "that of a deployed form is timed"
     shapes = [f"ms, {batch} x {seq}" for batch, seq in latency.shapes]
     lines = [
         (
@@ -221,8 +221,9 @@ def _deployed(sweep: Sweep) -> str:
     head = ["size", context.metric, "agreement", "file, MB", "memory, MB", *shapes]
     return (
         f"In {latency.dtype}, run by {context.machine.engine} on {machine_line(context.machine)}; metric and agreement "
-        f"are those of the written files. Memory: what running one at the largest shape adds to a process. "
-        f"Milliseconds: medians of {latency.repeats} calls of so many sequences x tokens.\n\n{table(head, lines)}"
+        f"are those of the written files, on the same {context.n_rows:,} rows. Memory: what running one at the largest "
+        f"shape adds to a process. Milliseconds: medians of {latency.repeats} calls of so many sequences x tokens.\n\n"
+        f"{table(head, lines)}"
     )
 
 

@@ -39,7 +39,8 @@ log = logging.getLogger("dynabert")
 def has_bf16(device: "torch.device | str") -> bool:
     """Whether a device has instructions for products in bf16. Without them it emulates them, up to 80 times as slow."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         if platform.machine().lower() in ("x86_64", "amd64"):
             return bool(torch.cpu._is_avx512_bf16_supported())

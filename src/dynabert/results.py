@@ -102,7 +102,12 @@ def _keep(out: Path, sweep: Sweep, fingerprint: Fingerprint, *, whole: bool) -> 
     filed = joined(path, sweep, fingerprint, whole=whole, part_begins=not is_plain)
     if filed is not None:
         filed.to_json(path)
-        refresh_card(out, *_measured(out))
+        try:
+            own = filed if is_plain else _sweep_if_any(out)
+        except ModelFileError as error:
+            log.warning("the card stays as it is: %s", error)
+        else:
+            refresh_card(out, own, deployed_of(out, own))
 
 
 def command_to_add(out: str | Path, subnet: str, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> str:
@@ -310,7 +315,8 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
 def card_of_run(out: str | Path, *, force: bool = False) -> Path:
     """Write the model card of a finished run anew, see `dynabert.run_card.write_card`."""
     finished(out)
-    return write_card(out, *_measured(Path(out)), force=force)
+    own = _sweep_if_any(Path(out))
+    return write_card(out, own, deployed_of(out, own), force=force)
 
 
 def folder_to_push(source: str | Path) -> Path:
@@ -323,7 +329,8 @@ def folder_to_push(source: str | Path) -> Path:
         return source
     elastic = finished(source)
     if not (elastic / CARD).exists():
-        write_card(source, *_measured(source))
+        own = _sweep_if_any(source)
+        write_card(source, own, deployed_of(source, own))
     return elastic
 
 
@@ -331,27 +338,46 @@ def _sweep_if_any(out: Path) -> Sweep | None:
     return Sweep.from_json(out / SWEEP_FILE) if (out / SWEEP_FILE).exists() else None
 
 
-def deployed_sweeps(out: str | Path) -> dict[str, Callable[[], Sweep]]:
+def deployed_readers(out: str | Path, own: Sweep) -> dict[str, Callable[[], Sweep]]:
     """What reads each sweep of a deployed form that a run folder has, by engine and dtype.
 
-    Reading one raises `dynabert.errors.ModelFileError` where its file is damaged.
+    Each raises `dynabert.errors.ModelFileError` where its file is damaged or does not belong beside the run's sweep.
+
+    :param own: the sweep of the run.
     """
-    kinds = [
-        (engine, dtype) for engine, dtypes in ENGINE_DTYPES.items() for dtype in dtypes if (engine, dtype) != PLAIN
-    ]
-    paths = {f"{engine} {dtype}": Path(out) / sweep_file(engine, dtype) for engine, dtype in kinds}
-    return {name: partial(Sweep.from_json, path) for name, path in paths.items() if path.exists()}
+    forms = [(engine, dtype) for engine, dtypes in ENGINE_DTYPES.items() for dtype in dtypes]
+    there = [form for form in forms if form != PLAIN and (Path(out) / sweep_file(*form)).exists()]
+    return {" ".join(form): partial(_read_deployed, Path(out), form, own) for form in there}
 
 
-def _measured(out: Path) -> tuple[Sweep | None, tuple[Sweep, ...]]:
-    """What a card shows: the sweep of a run, and those of its deployed forms."""
-    deployed = []
-    for read in deployed_sweeps(out).values():
+def deployed_of(out: str | Path, own: Sweep | None) -> tuple[Sweep, ...]:
+    """What a card shows of the deployed forms of a run; a warning names each that cannot be shown.
+
+    :param own: the sweep of the run; without one, nothing is shown beside it.
+    """
+    found = []
+    for read in ({} if own is None else deployed_readers(out, own)).values():
         try:
-            deployed.append(read())
+            found.append(read())
         except ModelFileError as error:
             log.warning("not in the card: %s", error)
-    return _sweep_if_any(out), tuple(deployed)
+    return tuple(found)
+
+
+def _read_deployed(out: Path, form: tuple[str, str], own: Sweep) -> Sweep:
+    engine, dtype = form
+    path = out / sweep_file(engine, dtype)
+    sweep = Sweep.from_json(path)
+    latency, context = sweep.context.latency, sweep.context
+    again = f"run `dynabert measure {out} --engine {engine} --dtype {dtype}`"
+    timed = latency is not None and all(len(row.cost.timings) == len(latency.shapes) for row in sweep.rows)
+    if latency is None or not timed or (latency.engine, latency.dtype) != form:
+        raise ModelFileError(f"{path} has no times of {engine} {dtype}; {again}")
+    for name in ("task", "metric", "n_rows"):
+        there, here = getattr(context, name), getattr(own.context, name)
+        if there != here:
+            raise ModelFileError(f"{path} has {name} {there}, {SWEEP_FILE} has {here}; {again}")
+    return sweep
 
 
 def is_run(folder: str | Path) -> bool:

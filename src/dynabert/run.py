@@ -40,7 +40,7 @@ from dynabert.model_files import hub_name
 from dynabert.plan import Plan, Source, fingerprint
 from dynabert.precision import AUTO, precision_on, warn_if_emulated
 from dynabert.recipes import Stage
-from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, beside_teacher, complete
+from dynabert.results import IMPORTANCE_FILE, SWEEP_FILE, beside_teacher, complete, deployed_of
 from dynabert.rewire import Importance, reordered, rewire, score
 from dynabert.run_card import BASE, ROWS, refresh_card
 from dynabert.run_folder import MACHINE, METRICS_FILE, MetricsLog, known_identity, opened, space_needed
@@ -173,7 +173,7 @@ def _begun(
             raise SettingError(
                 "several processes do not wait for space: their exchanges would time out; leave on_disk_full at exit"
             )
-        plan = _with_precision(plan, out, world)
+        plan = with_precision(plan, out, world)
         job = prepare(model, source, plan, latency=latency, world=world)
         called = {
             "model": str(model),
@@ -187,12 +187,16 @@ def _begun(
             yield _Run(out, job.plan, job.prepared, hooks, world), job.elastic
 
 
-def _with_precision(plan: Plan, out: Path, world: World) -> Plan:
-    """A plan whose precision is decided on: that of the run that is gone on with, or what the device is fast at."""
+def with_precision(plan: Plan, out: Path, world: World) -> Plan:
+    """A plan whose precision is decided on: that of the run that is gone on with, or what the device is fast at.
+
+    :param out: the run folder, which need not be there.
+    """
     wanted = plan.training.precision
     if wanted == AUTO:
         wanted = world.on_first(lambda: known_identity(out).get("precision") or precision_on(world.device))
-    warn_if_emulated(wanted, world.device)
+    if world.is_first:
+        warn_if_emulated(wanted, world.device)
     return replace(plan, training=replace(plan.training, precision=wanted))
 
 
@@ -243,7 +247,7 @@ class _Run:
         self._take_weights(teacher, self.out / "teacher")
         sweep = beside_teacher(teacher, elastic, self.prepared, latency=latency, progress=progress, world=self.world)
         if self.world.is_first:
-            self.hooks.write(partial(refresh_card, self.out, sweep))
+            self.hooks.write(partial(refresh_card, self.out, sweep, deployed_of(self.out, sweep)))
             sweep.to_json(self.out / SWEEP_FILE)  # last: where it is, the run has nothing left to do
         return sweep
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dynabert.checkpoint import CHECKPOINTS
-from dynabert.errors import SettingError
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.failures import check_space
 from dynabert.files import clean_temporary, read_json, storage_errors, write_json
 from dynabert.plan import as_now
@@ -82,9 +82,16 @@ def _is_new(out: Path) -> bool:
 
 
 def known_identity(out: Path) -> dict[str, Any]:
-    """The fingerprint of the run that a folder is of; empty where there is none yet."""
+    """The fingerprint of the run that a folder is of; empty where there is none yet.
+
+    :raises ModelFileError: a damaged one.
+    """
     path = out / RUN_FILE
-    return as_now(read_json(path).get("fingerprint", {})) if path.exists() else {}
+    saved = read_json(path) if path.exists() else {}
+    identity = saved.get("fingerprint", {}) if isinstance(saved, dict) else None
+    if not isinstance(identity, dict):
+        raise ModelFileError(f"{path} is not what `dynabert train` writes; give another --out")
+    return as_now(identity)
 
 
 def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, force: bool) -> None:

@@ -23,7 +23,8 @@ from dynabert.recipes import RECIPES
 from dynabert.subnet import SubnetGrid
 
 STAGE = replace(RECIPES["default"].stages[0], epochs=3, lr=1e-3)
-TRAINING = Training(log_every=1, saving=Saving(minutes=1e9, steps=1), warmup=0.1, weight_decay=0.01, evaluate_every=5)
+SAVING = Saving(minutes=1e9, steps=1)
+TRAINING = Training(precision="bf16", log_every=1, saving=SAVING, warmup=0.1, weight_decay=0.01, evaluate_every=5)
 
 
 def network(seed: int) -> ElasticModel:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dynabert.deployed import calibration_of
 from dynabert.elastic import ElasticModel
-from dynabert.engines import Engine, Int8, completed, engine_of, input_names, usable
+from dynabert.engines import Engine, Int8, completed, engine_here, engine_of, input_names
 from dynabert.engines.footprint import footprint
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.subnet import Subnet
@@ -197,9 +197,9 @@ def test_a_type_that_the_processor_lacks_is_said(
     has: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("dynabert.engines.torch_engine.has_bf16", lambda device: has)
-    assert usable("torch", "bf16").has("bf16") == has and ("no bf16" in caplog.text) == warned
+    assert engine_here("torch", "bf16").has("bf16") == has and ("no bf16" in caplog.text) == warned
     caplog.clear()
-    assert usable("torch", "fp32").has("fp32") and not caplog.text
+    assert engine_here("torch", "fp32").has("fp32") and not caplog.text
 
 
 def test_openvino_has_what_it_computes_in(small: PreTrainedModel, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_view_is_made_once():
     elastic = ElasticModel(tiny_model("bert"))
     assert elastic.at(Subnet(0.5)) is elastic.at(Subnet(width=0.5, depth=1))
     assert elastic.at(Subnet(0.5)) is not elastic.at(Subnet(0.75))
-    views = TrainingViews(elastic)
+    views = TrainingViews(elastic, precision="bf16")
     assert views.at(Subnet(0.5)) is views.at(Subnet(0.5, 1.0))
     assert views.at(Subnet(0.5)) is not elastic.at(Subnet(0.5))
 

@@ -20,7 +20,7 @@ from dynabert.errors import ModelFileError
 from dynabert.files import write_json
 from dynabert.report.data import collect
 from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN
-from dynabert.results import SWEEP_FILE
+from dynabert.results import SWEEP_FILE, deployed_of
 from dynabert.studies.compare import OURS
 
 
@@ -164,13 +164,42 @@ def test_files_of_studies_that_are_damaged_are_named_and_not_shown(run, file, pa
     assert list(contents.sweeps) == [OWN_METHOD] and contents.studies == (None, None)
 
 
-def test_sweeps_of_deployed_forms_are_read_and_a_damaged_one_is_named(run):
+def test_sweeps_of_deployed_forms_are_read(run):
     write_deployed(run)
     assert list(collect(run).deployed) == ["openvino int8", "onnxruntime fp32"]
     assert collect(run).deployed["openvino int8"] == deployed_sweep("openvino", "int8")
-    (run / "sweep-openvino-int8.json").write_text("{")
+    (run / SWEEP_FILE).unlink()
+    assert collect(run).deployed == {}, "nothing stands beside a sweep that is not there"
+
+
+def untimed(sweep):
+    return replace(sweep, rows=tuple(replace(row, cost=replace(row.cost, timings=())) for row in sweep.rows))
+
+
+@pytest.mark.parametrize(
+    ("saved", "why"),
+    [
+        ("{", "is not valid JSON"),
+        (made_sweep(), "has no times of openvino int8"),
+        (untimed(deployed_sweep("openvino", "int8")), "has no times of openvino int8"),
+        (deployed_sweep("openvino", "fp32"), "has no times of openvino int8"),
+        (deployed_sweep("openvino", "int8", n_rows=7), "has n_rows 7, sweep.json has 40"),
+        (deployed_sweep("openvino", "int8", metric="f1"), "has metric f1"),
+        (deployed_sweep("openvino", "int8", task="other"), "has task other"),
+    ],
+)
+def test_a_sweep_that_does_not_belong_beside_the_own_one_is_named(run, saved, why, caplog):
+    write_deployed(run)
+    path = run / "sweep-openvino-int8.json"
+    if isinstance(saved, str):
+        path.write_text(saved)
+    else:
+        saved.to_json(path)
     contents = collect(run)
-    assert list(contents.deployed) == ["onnxruntime fp32"] and line_of(contents, "sizes by openvino int8")
+    assert list(contents.deployed) == ["onnxruntime fp32"]
+    assert why in line_of(contents, "sizes by openvino int8")
+    assert [sweep.context.latency.engine for sweep in deployed_of(run, made_sweep())] == ["onnxruntime"]
+    assert why in caplog.text, "the card says it too"
 
 
 def test_damaged_parts_of_the_run_are_named(run):

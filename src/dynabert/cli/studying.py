@@ -34,7 +34,13 @@ def compare(
         ),
     ] = None,
     seeds: Seeds = 1,
-    lrs: Annotated[str | None, typer.Option(help="Learning rates to tune over; by default the run's alone.")] = None,
+    lrs: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rates to tune over, one more beyond an end that is best; by default the run's alone.",
+            show_default=False,
+        ),
+    ] = None,
     budget: Budget = 1.0,
     limit: Limit = None,
     recipe: StudiedRecipe = None,
@@ -68,7 +74,11 @@ def ablate(
     seeds: Seeds = 3,
     lrs: Annotated[
         str | None,
-        typer.Option(help="Learning rates to tune over; by default a third of the run's, the run's, three times it."),
+        typer.Option(
+            help="Learning rates to tune over, one more beyond an end that is best; by default a third of the run's, "
+            "the run's, three times it.",
+            show_default=False,
+        ),
     ] = None,
     budget: Budget = 1.0,
     limit: Limit = None,

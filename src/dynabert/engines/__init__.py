@@ -25,10 +25,10 @@ Inputs = Mapping[str, np.ndarray]
 """Arrays of int64, shape (batch, seq): input_ids, attention_mask, and token_type_ids where the model has types."""
 
 
-log = logging.getLogger("dynabert")
-
 Options = dict[str, str | int]
 """What an engine is told when it opens a file, in the engine's own words."""
+
+log = logging.getLogger("dynabert")
 
 
 class Session(Protocol):
@@ -132,13 +132,13 @@ def engine_of(name: str, dtype: str) -> Engine:
     return engine
 
 
-def usable(engine: str, dtype: str) -> Engine:
+def engine_here(engine: str, dtype: str) -> Engine:
     """`engine_of`, with a warning where this machine does not compute in the type as it stands."""
     found = engine_of(engine, dtype)
     if not found.has(dtype):
         log.warning(
-            "this processor has no %s, and %s computes it otherwise: times are not those of a processor that has, nor "
-            "may the outputs be",
+            "this processor has no instructions for %s: %s computes it another way, so times and outputs differ from "
+            "those on a processor that has",
             dtype,
             engine,
         )

@@ -18,7 +18,7 @@ from dynabert.report.studies import (
     read_ablated,
     read_compared,
 )
-from dynabert.results import IMPORTANCE_FILE, deployed_sweeps, load_sweep, run_file
+from dynabert.results import IMPORTANCE_FILE, deployed_readers, load_sweep, run_file
 from dynabert.rewire import Importance
 from dynabert.run_folder import METRICS_FILE, read_metrics
 from dynabert.sweep import Sweep
@@ -86,7 +86,8 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
     network = None if own is None else Network(out, own, progress=progress, device=device)
     compared = None if own is None else part("methods", lambda: read_compared(out, own), COMPARED_FILE)
     ablated = part("ablations", lambda: read_ablated(out), ABLATED_FILE)
-    deployed = {name: part(f"sizes by {name}", read) for name, read in deployed_sweeps(out).items()}
+    readers = {} if own is None else deployed_readers(out, own)
+    deployed = {name: part(f"sizes by {name}", read) for name, read in readers.items()}
     metrics = part("training", lambda: read_metrics(out / METRICS_FILE), METRICS_FILE)
     importance = part("importance", lambda: Importance.load(out / IMPORTANCE_FILE), IMPORTANCE_FILE)
     predictions = None if network is None else part("predictions", network.predictions)

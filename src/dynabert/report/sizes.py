@@ -48,18 +48,26 @@ def front_figure(sweeps: dict[str, Sweep], trainings: Trainings | None = None) -
 def deployed_figure(sweeps: dict[str, Sweep]) -> Figure:
     """The same of the forms in which engines run the sizes, a line along the front of each engine and type.
 
-    :param sweeps: by engine and dtype.
+    :param sweeps: by engine and dtype; all have times. Those of one shape are shown if all have one in common.
     """
+    first, *others = map(_shapes, sweeps.values())
+    if common := [shape for shape in first if all(shape in shapes for shapes in others)]:
+        batch, seq = common[0]
+        sweeps = {name: sweep.at(batch=batch, seq=seq) for name, sweep in sweeps.items()}
     how = "; ".join(f"{name}: {_timed(sweep)}" for name, sweep in sweeps.items())
     told = f" Metric and costs are those of what was written for the engine. Latency is that of {how}."
     return _fronts("deployed", "As deployed", told, sweeps, ("latency_ms", "file_bytes", "peak_bytes"))
 
 
+def _shapes(sweep: Sweep) -> tuple[tuple[int, int], ...]:
+    latency = sweep.context.latency
+    return () if latency is None else latency.shapes
+
+
 def _timed(sweep: Sweep) -> str:
     """At which shape, and where, a sweep was timed."""
-    latency, machine = sweep.context.latency, sweep.context.machine
-    shape = "no latency" if latency is None else f"{latency.batch[0]} x {latency.seq[0]} tokens"
-    return f"{shape} by {machine.engine} on {machine.cpu}, threads: {machine.n_threads}"
+    machine, (batch, seq) = sweep.context.machine, _shapes(sweep)[0]
+    return f"{batch} x {seq} tokens by {machine.engine} on {machine.cpu}, threads: {machine.n_threads}"
 
 
 def _fronts(name: str, title: str, told: str, sweeps: dict[str, Sweep], costs: Sequence[CostName]) -> Figure:

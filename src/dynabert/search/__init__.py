@@ -24,7 +24,7 @@ from dynabert.errors import SettingError
 from dynabert.job import Prepared, pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress, fingerprint_of, labels_of, predict
-from dynabert.precision import TrainingViews
+from dynabert.precision import AUTO, TrainingViews
 from dynabert.results import IMPORTANCE_FILE, Saved, load_result
 from dynabert.rewire import Importance, reordered
 from dynabert.search.explore import Effort, Pace, explore
@@ -95,7 +95,8 @@ def search_run(
     prepared = saved.rows(load_tokenizer(run / "elastic"))
     elastic.to(device)
     rows = tuple(prepared.select)
-    views = TrainingViews(elastic)  # which keep the last ones; `at` would keep all of them
+    precision = AUTO if saved.plan.training.precision == "bf16" else saved.plan.training.precision
+    views = TrainingViews(elastic, precision=precision)  # which keep the last ones; `at` would keep all of them
     fingerprint = f"{fingerprint_of(elastic, list(elastic.grid), rows)}-{views.precision}-{elastic.model.device.type}"
     name = budget.name if timed is None else f"{budget.name}-{timed.form}"
     store = Store(run, name, fingerprint=fingerprint, seed=effort.seed, price=space.price)

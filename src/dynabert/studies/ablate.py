@@ -41,6 +41,7 @@ class Effect:
     :param metric: of the variant, mean over the seeds.
     :param lr: the learning rate chosen for the variant on the `select` rows; None where tasks differ in it.
     :param against: the base, or another variant of the factor.
+    :param at_edge: that rate is the lowest or highest that was tried, on one of the tasks at least.
     """
 
     factor: str
@@ -53,6 +54,7 @@ class Effect:
     metric: float
     lr: float | None
     against: str = BASE
+    at_edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Ablation:
         base = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items())
         title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {_rate(self.base_lr)})"
         caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
+        if any(row.at_edge for row in self.effects):
+            caption += "; * the lowest or highest rate that was tried"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         for name in ("factor", "variant", "minus", "where"):
             table.add_column(name, no_wrap=True)
@@ -92,7 +96,8 @@ class Ablation:
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.effects:
             numbers = (f"{row.metric:.2f}", f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}")
-            table.add_row(row.factor, row.variant, row.against, row.where, *numbers, f"{row.p_holm:.3f}", _rate(row.lr))
+            rate = _rate(row.lr) + ("*" if row.at_edge else "")
+            table.add_row(row.factor, row.variant, row.against, row.where, *numbers, f"{row.p_holm:.3f}", rate)
         return plain_text(table)
 
 
@@ -118,6 +123,7 @@ class _Compared:
     resampled: Resampled
     metric: float
     lr: float
+    at_edge: bool
 
 
 class _TaskStudy:
@@ -138,6 +144,7 @@ class _TaskStudy:
         self.seeds = study.seeds(n_seeds)
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
+        self.at_edge: dict[Key, bool] = {}
 
     def train(self) -> None:
         """Tune every variant with the first seed, then train it with all."""
@@ -146,6 +153,7 @@ class _TaskStudy:
             score = attrgetter("select_score")
             found = tuned(trained, self.rates, self.seeds, score=score, further=True)
             self.lrs[key], self.trials[key] = found.lr, found.trials
+            self.at_edge[key] = found.at_edge
         for lr in self.rates if LEARNING_RATE in self.factors else ():
             if lr != self.lrs[BASE, BASE]:
                 key = (LEARNING_RATE, f"{lr:g}")
@@ -180,7 +188,8 @@ class _TaskStudy:
                     {name: [run.logits[name] for run in self.trials[side]] for name in names} for side in (key, other)
                 ]
                 found = resampled_difference(metric, labels, *sides, n=N_RESAMPLES, seed=draw)
-                rows.append(_Compared((key, other[1]), where, found, self.metric(key, where), self.lrs[key]))
+                edge = self.at_edge.get(key, False)  # a rate that is a variant itself was not chosen
+                rows.append(_Compared((key, other[1]), where, found, self.metric(key, where), self.lrs[key], edge))
         return rows
 
     def _pairs(self) -> Iterator[tuple[Key, Key]]:
@@ -216,7 +225,8 @@ def ablate(
     :param factors: names in `ALL_FACTORS`.
     :param n_seeds: the run's own seed and the ones after it.
     :param lrs: learning rates, of which each variant takes the one that is best on the `select` rows with the first
-        seed; by default a third of the run's, the run's, and three times it.
+        seed; by default a third of the run's, the run's, and three times it. Where that is an end of several, one more
+        is tried, a third or three times of it.
     :param budget: training FLOPs of each training, as a share of those of the run's recipe.
     :param limit: train on a random part of that many rows.
     :param recipe: name of the recipe whose factors are changed, at the cost of the run's; by default the run's own.
@@ -268,6 +278,7 @@ def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
                 metric=float(np.mean([row.metric for row in rows])),
                 lr=rows[0].lr if len({row.lr for row in rows}) == 1 else None,
                 against=against,
+                at_edge=any(row.at_edge for row in rows),
             )
         )
     return tuple(replace(effect, p_holm=p) for effect, p in zip(effects, holm(p_values), strict=True))

@@ -32,6 +32,7 @@ from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import labels_of, machine_of, predict
 from dynabert.plan import Plan
+from dynabert.precision import warn_if_emulated
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.results import Saved, load_result
 from dynabert.run import train, train_teacher
@@ -148,6 +149,7 @@ class Study:
         self.folder = self.run / STUDIES
         self.budget, self.device = budget, pick_device(device)
         self.plan = self.saved.plan
+        warn_if_emulated(self.plan.training.precision, self.device)
         self.recipe = self.plan.recipe if recipe is None else recipe_of(recipe)
         self.task, self._roles = self.saved.roles()
         self._n_teacher_rows = len(self._roles.train)
