@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 GPU_BENCHMARKS := train_step train_memory estimate
 
 # Those of a finished run are given one by hand; the others are parts of a benchmark or what all share.
-STANDALONE := $(filter-out $(patsubst %,benchmarks/%.py,common export_fusion export_memory export_parity peers samplers search),$(wildcard benchmarks/*.py))
+STANDALONE := $(filter-out $(patsubst %,benchmarks/%.py,common export_bits export_fusion export_memory export_parity peers samplers search),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check slow durability gpu gpu-studies bench clean

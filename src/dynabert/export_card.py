@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynabert.engines import engine_of
-from dynabert.exported import Exported, ExportIndex
+from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex
 from dynabert.files import EXPORT_FILE, read_json
 from dynabert.model_card import Origin, bullets, machine_line, origin_lines, table
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _TOKENIZER = "tokenizer.json"
 _TAGS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _MOST_TOKENS = 10**6  # a larger number in a tokenizer's configuration says that it has no limit
+_BITS = {
+    FULL_BITS: "Weights in 8 bits: on an x86 processor without VNNI their sums can overflow; for it, export on one",
+    SAFE_BITS: "Weights in 7 bits, whose sums overflow on no processor",
+}
 _VALUES = {"attention_mask": "row.attention_mask", "input_ids": "row.ids", "token_type_ids": "row.type_ids"}
 
 
@@ -176,5 +180,6 @@ def _lines_of(index: ExportIndex, origin: Origin | None) -> list[str]:
         f"Weights of the whole network: fingerprint `{made.fingerprint}`",
         f"Written {made.date} on {machine_line(made.machine)}",
         f"Options of {made.machine.engine}: {', '.join(f'{name} {value}' for name, value in made.options.items())}",
+        *([_BITS[made.weight_bits]] if made.weight_bits else []),
         f"What the files were allowed to lose: {allowed}",
     ]

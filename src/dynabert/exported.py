@@ -1,5 +1,6 @@
 """What lies in a folder that `dynabert export` wrote, and opening it. Needs the engine's package, not PyTorch."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ from dynabert.engines import Options, Session, engine_of
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.files import EXPORT_FILE, read_json, verify_manifest
 from dynabert.measurement import Machine, Timing
+from dynabert.processor import int8_overflows
 
 FORMAT_VERSION = 4
+FULL_BITS, SAFE_BITS = 8, 7
+"""Of weights in int8; products of the fewer cannot overflow on any processor."""
+
+log = logging.getLogger("dynabert")
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Provenance:
     :param fingerprint: of the weights of the whole network, whatever sizes of it are exported.
     :param options: what the engine was told, in its own words; told otherwise it may compute something else.
     :param max_metric_drop: what the files were allowed to lose of the metric; None in fp32, where rounding alone is.
+    :param weight_bits: of weights in int8: all 8, or 7 where sums would have overflowed, see `dynabert.processor`; None
+        in other types, and where that is not known.
     """
 
     machine: Machine
@@ -80,6 +88,7 @@ class Provenance:
     fingerprint: str
     options: Options
     max_metric_drop: float | None
+    weight_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class ExportIndex:
             raise ModelFileError(f"{folder} has no {EXPORT_FILE}; give the --out of a `dynabert export`")
         saved = read_json(path)
         try:
-            # Since 3 a timing may have its energy, since 4 a machine the instructions of its processor.
+            # Since 3 a timing may have its energy, since 4 a machine its instructions, and int8 says its bits.
             if (version := saved["format_version"]) not in (2, 3, FORMAT_VERSION):
                 later = version > FORMAT_VERSION
                 mend = "later version; update dynabert" if later else "former version; export again"
@@ -161,7 +170,10 @@ def open_export(folder: str | Path, *, subnet: str | None = None, n_threads: int
     :raises ModelFileError: a damaged folder.
     :raises SettingError: an engine that is not installed.
     """
-    size = ExportIndex.of(folder).size(subnet)
+    index = ExportIndex.of(folder)
+    size = index.size(subnet)
     verify_manifest(folder)
+    if index.made.weight_bits == FULL_BITS and int8_overflows():
+        log.warning("%s has int8 whose sums can overflow on this processor, which has no VNNI; export it here", folder)
     engine = engine_of(size.engine, size.dtype)
     return engine.open(Path(folder) / size.file, dtype=size.dtype, n_threads=n_threads)

@@ -3,14 +3,12 @@
 The results (`Sweep`, `Measurement`) are plain values from `dynabert.sweep`; they are named here too.
 """
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +22,7 @@ from dynabert.elastic import ElasticModel, count_params, longest_input
 from dynabert.errors import SettingError
 from dynabert.modeling import loads_with
 from dynabert.precision import AUTO, PRECISIONS, TrainingViews, check_precision, instructions, precision_on
+from dynabert.processor import cpu_name
 from dynabert.stack import evaluating
 from dynabert.statistics import ROW_METRICS, bootstrap_interval
 from dynabert.subnet import Subnet, encoder_flops
@@ -402,7 +401,7 @@ def machine_of(device: torch.device, *, n_threads: int | None = None, engine: st
     :param engine: name and version of what ran the model, where that was not PyTorch alone.
     """
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         n_threads=n_threads or torch.get_num_threads(),
         torch=torch.__version__,
@@ -412,14 +411,6 @@ def machine_of(device: torch.device, *, n_threads: int | None = None, engine: st
         engine=engine,
         instructions=instructions(),
     )
-
-
-def _cpu_name() -> str:
-    """The model name that Linux knows; elsewhere what Python says."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def fingerprint_of(elastic: ElasticModel, subnets: Sequence[Subnet], rows: Sequence[Batch]) -> str:

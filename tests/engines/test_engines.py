@@ -74,6 +74,36 @@ def test_layers_that_are_left_unquantised_are_exact(
     assert errors[0] > errors[1] > errors[2]  # the head is quantised still
 
 
+def int8_weights(name: str, folder: Path) -> list[np.ndarray]:
+    """The matrices of a written model that are in int8."""
+    if name == "openvino":
+        import openvino
+
+        graph = openvino.Core().read_model(folder / "openvino_model.xml")
+        constants = [op for op in graph.get_ops() if op.get_type_name() == "Constant"]
+        return [op.data for op in constants if op.data.dtype == np.int8 and op.data.ndim == 2]
+    import onnx
+
+    tensors = map(onnx.numpy_helper.to_array, onnx.load(folder / "model.onnx").graph.initializer)
+    return [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("openvino", "int8"), ("onnxruntime", "int8"), ("onnxruntime", "int8-static")]
+)
+@pytest.mark.parametrize("overflows", [False, True])
+def test_weights_have_a_bit_less_where_sums_would_overflow(
+    name: str, dtype: str, overflows: bool, small: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"dynabert.engines.{name}_engine.int8_overflows", lambda: overflows)
+    engine_of(name, dtype).write(small, tmp_path, dtype=dtype, int8=Int8(CALIBRATION))
+    of_maps = {32, 64}  # heads and neurons, hidden; embeddings, which are looked up, have other numbers of rows
+    products = [weights for weights in int8_weights(name, tmp_path) if of_maps.issuperset(weights.shape)]
+    assert len(products) >= 2 * 6, "all linear maps"
+    largest = [int(np.abs(weights.astype(int)).max()) for weights in products]
+    assert all(number <= 64 for number in largest) if overflows else max(largest) > 100
+
+
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_attention_of_every_layer_is_one_kernel(name: str, small: PreTrainedModel, tmp_path: Path) -> None:
     engine = engine_of(name, "fp32")
@@ -197,7 +227,7 @@ def test_a_type_that_the_processor_lacks_is_said(
     has: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("dynabert.engines.torch_engine.has_bf16", lambda device: has)
-    assert engine_here("torch", "bf16").has("bf16") == has and ("no bf16" in caplog.text) == warned
+    assert engine_here("torch", "bf16").has("bf16") == has and ("no instructions for bf16" in caplog.text) == warned
     caplog.clear()
     assert engine_here("torch", "fp32").has("fp32") and not caplog.text
 

@@ -11,6 +11,7 @@ import onnxruntime
 
 from dynabert.engines import UNCALIBRATED, Example, Inputs, Int8, Options, completed, example_inputs, needing, quiet
 from dynabert.errors import SettingError
+from dynabert.processor import int8_overflows
 
 if TYPE_CHECKING:
     import onnx
@@ -99,7 +100,7 @@ class OnnxruntimeEngine:
         }
 
     def has(self, dtype: str) -> bool:
-        """Always."""
+        """Its types run on every processor."""
         return True
 
     def example(self, file: str, *, dtype: str, n_threads: int) -> Example:
@@ -124,7 +125,7 @@ def _is_entry(name: str) -> bool:
 
 
 def _quantise(plain: Path, target: Path, *, rows: "_Rows | None", unquantised: Sequence[int]) -> None:
-    """Write a graph in int8.
+    """Write a graph in int8, its weights in 7 bits where sums would overflow here.
 
     :param rows: to find the ranges of activations on; None has them found as the graph runs.
     """
@@ -136,6 +137,7 @@ def _quantise(plain: Path, target: Path, *, rows: "_Rows | None", unquantised: S
         "per_channel": True,
         "weight_type": QuantType.QInt8,
         "op_types_to_quantize": _QUANTISED,
+        "reduce_range": int8_overflows(),
         "nodes_to_exclude": [node.name for node in nodes if _layer_of(node) in unquantised],
     }
     if rows is None:

@@ -12,6 +12,7 @@ import openvino
 
 from dynabert.engines import UNCALIBRATED, Example, Inputs, Int8, Options, completed, example_inputs, needing, quiet
 from dynabert.errors import SettingError
+from dynabert.processor import int8_overflows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,6 +99,7 @@ def _quantised(graph: openvino.Model, int8: Int8) -> openvino.Model:
     names = [node.any_name for node in graph.inputs]
     rows = [completed(inputs, names) for inputs in int8.calibration]
     layers = "|".join(map(str, int8.unquantised))
+    fix = nncf.OverflowFix.ENABLE if int8_overflows() else None  # weights of 7 bits; without, in the first layer alone
     spared = nncf.IgnoredScope(patterns=[rf".*\.layer\.({layers})\..*"], validate=False) if layers else None
     return nncf.quantize(
         graph,
@@ -105,6 +107,7 @@ def _quantised(graph: openvino.Model, int8: Int8) -> openvino.Model:
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(rows),
         ignored_scope=spared,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
     )
 
 
