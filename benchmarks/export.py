@@ -16,6 +16,7 @@ fusion: ONNX Runtime with attention as one operator, and spelt out; see export_f
 bits: int8 with weights of 8 and of 7 bits, against PyTorch over the validation split; see export_bits.py.
 """
 
+from functools import partial
 from pathlib import Path
 
 from common import finish, machine, options, table
@@ -36,12 +37,8 @@ def main() -> None:
     if chosen.part == "memory":
         result["memory"] = memory(quick=chosen.quick)
     else:
-        of_run = {"parity": parity, "bits": bits}
-        rows = (
-            fusion(quick=chosen.quick)
-            if chosen.part == "fusion"
-            else of_run[chosen.part](chosen.run, quick=chosen.quick)
-        )
+        parts = {"parity": partial(parity, chosen.run), "bits": partial(bits, chosen.run), "fusion": fusion}
+        rows = parts[chosen.part](quick=chosen.quick)
         table(rows)
         result[chosen.part] = rows
     finish(result, chosen.json)
