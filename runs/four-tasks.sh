@@ -4,7 +4,7 @@
 # By the default recipe, four epochs: about what two epochs a stage cost by the two-stage recipe. Studies measure their
 # budgets by it, and a comparison at the whole budget takes the run itself for DynaBERT's training.
 # TASKS="sst2 mnli": others, ROWS=0: all rows of SST-2, MNLI and QNLI, RUNS=DIR: elsewhere, MODEL=NAME: another encoder.
-# Needs DYNABERT_DATA. Estimated: two hours on one core that has bf16, five times as long on one without.
+# Needs DYNABERT_DATA. Estimated: two hours on one core that has bf16. TREC took 27 minutes on a busy one without.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"

@@ -93,7 +93,12 @@ def test_int8_says_its_bits_and_is_doubted_where_they_overflow(
         caplog.clear()
         monkeypatch.setattr(sys.modules["dynabert.exported"], "int8_overflows", lambda here=here: here)
         open_export(tmp_path / "deploy")
-        assert ("can overflow on this processor" in caplog.text) == doubted
+        assert ("can overflow here" in caplog.text) == doubted
+    path = tmp_path / "deploy" / "export.json"
+    saved = json.loads(path.read_text())
+    del saved["made"]["weight_bits"], saved["made"]["machine"]["instructions"]
+    path.write_text(json.dumps({**saved, "format_version": 3}))
+    assert ExportIndex.of(tmp_path / "deploy").made.weight_bits == 8, "as all were then"
 
 
 def test_negative_flips_count_rows_that_the_full_network_has_right(elastic: ElasticModel, tmp_path: Path) -> None:

@@ -388,6 +388,10 @@ def test_json_of_the_fourth_version_did_not_know_the_instructions(sweep: Sweep, 
     (tmp_path / "sweep.json").write_text(json.dumps({**saved, "format_version": 4}))
     machine = Sweep.from_json(tmp_path / "sweep.json").context.machine
     assert machine.instructions is None and not machine.differences(sweep.context.machine), "unknown is no difference"
+    saved["context"]["precision"] = "int8"
+    (tmp_path / "sweep.json").write_text(json.dumps({**saved, "format_version": 4}))
+    machine = Sweep.from_json(tmp_path / "sweep.json").context.machine
+    assert machine.differences(sweep.context.machine), "of int8 it is one: by them its weights are written"
 
 
 def test_processors_of_one_name_differ_by_their_instructions(sweep: Sweep) -> None:

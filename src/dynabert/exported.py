@@ -1,7 +1,7 @@
 """What lies in a folder that `dynabert export` wrote, and opening it. Needs the engine's package, not PyTorch."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,8 @@ class ExportIndex:
             )
             labels = {int(number): str(name) for number, name in saved["labels"].items()}
             made = Provenance(**{**saved["made"], "machine": Machine(**saved["made"]["machine"])})
+            if version < FORMAT_VERSION and any(size.dtype.startswith("int8") for size in sizes):
+                made = replace(made, weight_bits=FULL_BITS)
             return cls(sizes, labels, int(saved["max_length"]), made)
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelFileError(f"{path} is not what `dynabert export` writes ({error}); export again") from error

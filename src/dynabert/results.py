@@ -1,6 +1,7 @@
 """What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -377,6 +378,8 @@ def _read_deployed(out: Path, form: tuple[str, str], own: Sweep) -> Sweep:
         there, here = getattr(context, name), getattr(own.context, name)
         if there != here:
             raise ModelFileError(f"{path} has {name} {there}, {SWEEP_FILE} has {here}; {again}")
+    if not math.isclose(context.reference, own.context.reference, abs_tol=1e-4):
+        raise ModelFileError(f"{path} is of another training than {SWEEP_FILE}: its teacher differs; {again}")
     return sweep
 
 

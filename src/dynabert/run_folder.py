@@ -107,7 +107,8 @@ def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, for
         )
         raise SettingError(f"{out} belongs to another run: {', '.join(fields)} differ ({'; '.join(lines)}); {advice}")
     log.warning("%s exists and is %s: going on where it was", out, "of another run" if fields else "of this run")
-    _, elsewhere = differences(saved.get(MACHINE, {}), called.get(MACHINE, {}))
+    there = saved.get(MACHINE, {})  # of some time ago it says less
+    _, elsewhere = differences(there, {name: value for name, value in called.get(MACHINE, {}).items() if name in there})
     if elsewhere:
         log.warning("its last bits may come out otherwise than without the interruption: %s", "; ".join(elsewhere))
     for folder in (out, out / "stages", out / CHECKPOINTS):

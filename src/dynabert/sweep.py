@@ -365,9 +365,13 @@ def _of_version_4(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_version_5(saved: dict[str, Any]) -> dict[str, Any]:
-    """What the fourth version said, in the words of this one: the instructions of the processor were not kept."""
-    machine = {**saved["context"]["machine"], "instructions": None}
-    return {**saved, "context": {**saved["context"], "machine": machine}}
+    """What the fourth version said, in the words of this one: the instructions of the processor were not kept.
+
+    By them int8 is written in one way or another (`dynabert.processor`), so that it is not taken to be as it is now.
+    """
+    context = saved["context"]
+    known = "not kept" if str(context["precision"]).startswith("int8") else None
+    return {**saved, "context": {**context, "machine": {**context["machine"], "instructions": known}}}
 
 
 _LATER = {1: _of_version_2, 2: _of_version_3, 3: _of_version_4, 4: _of_version_5}

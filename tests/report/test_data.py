@@ -186,6 +186,7 @@ def untimed(sweep):
         (deployed_sweep("openvino", "int8", n_rows=7), "has n_rows 7, sweep.json has 40"),
         (deployed_sweep("openvino", "int8", metric="f1"), "has metric f1"),
         (deployed_sweep("openvino", "int8", task="other"), "has task other"),
+        (deployed_sweep("openvino", "int8", reference=0.8), "is of another training"),
     ],
 )
 def test_a_sweep_that_does_not_belong_beside_the_own_one_is_named(run, saved, why, caplog):

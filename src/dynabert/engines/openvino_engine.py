@@ -99,7 +99,7 @@ def _quantised(graph: openvino.Model, int8: Int8) -> openvino.Model:
     names = [node.any_name for node in graph.inputs]
     rows = [completed(inputs, names) for inputs in int8.calibration]
     layers = "|".join(map(str, int8.unquantised))
-    fix = nncf.OverflowFix.ENABLE if int8_overflows() else None  # weights of 7 bits; without, in the first layer alone
+    fix = nncf.OverflowFix.ENABLE if int8_overflows() else None  # weights of 7 bits
     spared = nncf.IgnoredScope(patterns=[rf".*\.layer\.({layers})\..*"], validate=False) if layers else None
     return nncf.quantize(
         graph,

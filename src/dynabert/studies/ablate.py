@@ -63,6 +63,7 @@ class Ablation:
 
     :param base: metric of the plan that the variants are compared with, by where.
     :param recipe: of that plan.
+    :param base_at_edge: its rate is the lowest or highest that was tried, on one of the tasks at least.
     """
 
     task: str
@@ -73,6 +74,7 @@ class Ablation:
     training_flops: float
     effects: tuple[Effect, ...]
     recipe: str = ""
+    base_at_edge: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the effects are called rows."""
@@ -84,10 +86,10 @@ class Ablation:
         from rich import box
         from rich.table import Table
 
-        base = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items())
-        title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {_rate(self.base_lr)})"
+        base, edge = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items()), "*" * self.base_at_edge
+        title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {_rate(self.base_lr)}{edge})"
         caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
-        if any(row.at_edge for row in self.effects):
+        if self.base_at_edge or any(row.at_edge for row in self.effects):
             caption += "; * the lowest or highest rate that was tried"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         for name in ("factor", "variant", "minus", "where"):
@@ -205,7 +207,8 @@ class _TaskStudy:
         base = {where: self.metric((BASE, BASE), where) for where in self.places}
         task, flops = self.study.task, self.study.budget_flops
         lr = self.lrs[BASE, BASE]
-        return Ablation(task.name, task.primary_metric, base, lr, self.seeds, flops, effects, self.study.recipe.name)
+        name, edge = self.study.recipe.name, self.at_edge[BASE, BASE]
+        return Ablation(task.name, task.primary_metric, base, lr, self.seeds, flops, effects, name, edge)
 
 
 def ablate(
@@ -296,4 +299,5 @@ def _over_tasks(summaries: Sequence[Ablation], effects: tuple[Effect, ...]) -> A
         training_flops=float(np.mean([summary.training_flops for summary in summaries])),
         effects=effects,
         recipe=summaries[0].recipe,
+        base_at_edge=any(summary.base_at_edge for summary in summaries),
     )
