@@ -1,5 +1,6 @@
 """Exports appear whole and checked or not at all, say what they are, and predict as the network that they came from."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -84,7 +85,7 @@ def test_int8_says_its_bits_and_is_doubted_where_they_overflow(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in ("dynabert.export", "dynabert.engines.onnxruntime_engine"):
-        monkeypatch.setattr(sys.modules[name], "int8_overflows", lambda: overflows)
+        monkeypatch.setattr(importlib.import_module(name), "int8_overflows", lambda: overflows)
     settings = ExportSettings("onnxruntime", "int8", max_metric_drop=1, **QUICK)
     export(elastic, SMALL, tmp_path / "deploy", checks=checks, settings=settings)
     assert ExportIndex.of(tmp_path / "deploy").made.weight_bits == bits
