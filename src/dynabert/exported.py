@@ -176,6 +176,6 @@ def open_export(folder: str | Path, *, subnet: str | None = None, n_threads: int
     size = index.size(subnet)
     verify_manifest(folder)
     if index.made.weight_bits == FULL_BITS and int8_overflows():
-        log.warning("%s has int8 whose sums can overflow on this processor, which has no VNNI; export it here", folder)
+        log.warning("%s has int8 whose sums can overflow here: no VNNI is known of this processor; export here", folder)
     engine = engine_of(size.engine, size.dtype)
     return engine.open(Path(folder) / size.file, dtype=size.dtype, n_threads=n_threads)
