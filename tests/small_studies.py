@@ -88,9 +88,12 @@ def write_ablation(run: Path, effects: tuple[Effect, ...] = EFFECTS) -> None:
     _write(run / STUDIES / ABLATED, found.to_dict())
 
 
-def deployed_sweep(engine: str, dtype: str, **context: object) -> Sweep:
-    """`made_sweep` as an engine runs it: with times at two shapes, and sizes of files."""
-    latency, own = LatencySettings(engine=engine, dtype=dtype, batch=(1, 8), seq=(16,)), made_sweep(**context)
+def deployed_sweep(engine: str, dtype: str, own: Sweep | None = None, **context: object) -> Sweep:
+    """A sweep as an engine runs it: with times at two shapes, and sizes of files.
+
+    :param own: that of a run; by default `made_sweep`.
+    """
+    own, latency = own or made_sweep(**context), LatencySettings(engine=engine, dtype=dtype, batch=(1, 8), seq=(16,))
     rows = []
     for place, row in enumerate(own.rows):
         times = tuple(Timing(*shape, (8 - place) * shape[0], 9.0 * shape[0], 0.01) for shape in latency.shapes)
@@ -100,10 +103,10 @@ def deployed_sweep(engine: str, dtype: str, **context: object) -> Sweep:
     return Sweep(tuple(rows), replace(own.context, precision=dtype, latency=latency, machine=machine))
 
 
-def write_deployed(run: Path) -> None:
-    """Sweeps of two deployed forms, as `dynabert measure` writes them."""
+def write_deployed(run: Path, own: Sweep | None = None) -> None:
+    """Sweeps of two deployed forms, as `dynabert measure` writes them; `own` as above."""
     for engine, dtype in (("openvino", "int8"), ("onnxruntime", "fp32")):
-        deployed_sweep(engine, dtype).to_json(run / sweep_file(engine, dtype))
+        deployed_sweep(engine, dtype, own).to_json(run / sweep_file(engine, dtype))
 
 
 def _write(path: Path, saved: dict[str, object]) -> None:

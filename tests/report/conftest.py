@@ -19,5 +19,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(encoder, source, run, plan=small_plan(), latency=LatencySettings(seq=(16,), repeats=3))
     write_comparison(run, beside(load_sweep(run)))
     write_ablation(run)
-    write_deployed(run)
+    write_deployed(run, load_sweep(run))
     return run
