@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from accelerate import PartialState
 from small_job import small_plan, write_job
 
 from dynabert import trackers
@@ -204,6 +205,7 @@ def test_wandb_goes_on_with_the_same_run_and_gets_scalars_alone(
 ) -> None:
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    PartialState._reset_state()  # as in a process that has not used accelerate yet
     for step in (0, 4):  # begun, and gone on with by another process
         with tracking(["wandb"], tmp_path) as hooks:
             hooks.planned(STAGES)

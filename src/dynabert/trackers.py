@@ -47,8 +47,10 @@ def _tensorboard(out: Path, first_step: int) -> Tracker:
 
 
 def _wandb(out: Path, first_step: int) -> Tracker:
+    from accelerate import PartialState
     from accelerate.tracking import WandBTracker
 
+    PartialState()  # the tracker's own log does not work without; where several processes train it is there already
     path = out / WANDB_FILE
     if not path.exists():
         write_json(path, {"id": secrets.token_hex(8)})
