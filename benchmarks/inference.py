@@ -3,11 +3,11 @@
     python benchmarks/inference.py --quick                              one shape, few sizes, few repeats
     python benchmarks/inference.py --json docs/results/inference.json   bert-base and MiniLM shapes, random weights
 
-All sizes of an engine and type take turns, at batch 1 with the stock model (transformers as it stands, fp32, full
-size) in every round, in PyTorch in fp32 with the views of the corners of the grid. `speedup` is over the full size of
-the same engine and type, `of_flops` that speed-up as a share of the ratio of FLOPs, `vs_stock` over the stock model.
-All twelve sizes run; compiled by PyTorch the corners. A type that this processor does not compute in is left out and
-named. The result is written after every engine and type. One thread by default.
+All sizes of an engine and type take turns, at batch 1 with the stock model (transformers as it stands, fp32, full size)
+in every round, in PyTorch in fp32 with the views of the corners of the grid. `speedup` is over the full size of the
+same engine and type, `of_flops` that speed-up as a share of the ratio of FLOPs, `vs_stock` over the stock model. All
+twelve sizes run. A type that this processor does not compute in is left out and named. The result is written after
+every engine and type. One thread by default.
 """
 
 import argparse
@@ -140,8 +140,7 @@ def measured(
     elastic: ElasticModel, name: str, dtype: str, chosen: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One engine and type: a row for each size at each batch and length; and, in PyTorch in fp32, for each view."""
-    corners = chosen.quick or chosen.corners or name == "torch-compile"
-    subnets = CORNERS if corners else tuple(elastic.grid)
+    subnets = CORNERS if chosen.corners else tuple(elastic.grid)
     if chosen.quick:
         subnets = (Subnet(), SMALL)
     views: dict[str, Session] = {}

@@ -190,8 +190,9 @@ def test_an_unfinished_run_goes_on_in_its_precision_and_a_damaged_one_is_one_lin
     assert Saved.of(out).plan.training.precision == "fp32"
     for text in ("[]", '{"fingerprint": 3}'):
         (out / "run.json").write_text(text)
-        with pytest.raises(ModelFileError, match="not what `dynabert train` writes"):
-            train(job[0], job[1], out, plan=plan, latency=None)
+        for asked in (plan, small_plan(saving=Saving(0))):  # also where a precision is asked for
+            with pytest.raises(ModelFileError, match="not what `dynabert train` writes"):
+                train(job[0], job[1], out, plan=asked, latency=None)
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])

@@ -95,8 +95,7 @@ def known_identity(out: Path) -> dict[str, Any]:
 
 
 def _take_up(out: Path, identity: dict[str, Any], called: dict[str, Any], *, force: bool) -> None:
-    saved = dict(read_json(out / RUN_FILE))
-    former = as_now(saved.get("fingerprint", {}))
+    former, saved = known_identity(out), dict(read_json(out / RUN_FILE))
     fields, lines = differences(former, identity)
     fixed = [name for name in fields if name in FIXED]
     if fields and (fixed or not force):
