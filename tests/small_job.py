@@ -37,15 +37,14 @@ def write_rows(path: Path, n_rows: int, seed: int) -> None:
 
 def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1, n_layers: int = 2, **sizes: int) -> None:
     """A tiny BERT of 4 heads without a task head, and its tokenizer."""
-    words = [*SPECIAL, *GOOD, *BAD, *THINGS, "is", "number", *map(str, range(9))]
+    words = [*SPECIAL, *GOOD, *BAD, *THINGS, "is", "number", *map(str, range(9)), "[MASK]"]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]"
-    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "pad", "sep", "unk", "mask")}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     model = tiny_model("bert", seed=seed, n_layers=n_layers, dropout=dropout, **sizes)
     save_model(model.base_model, folder, tokenizer=fast)
 

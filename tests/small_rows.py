@@ -1,9 +1,14 @@
 """Rows of a task whose answer a tiny model can learn, as batches of each role."""
 
 import numpy as np
+import torch
 from helpers import PAD_ID, VOCAB
+from transformers import AutoModelForMaskedLM
 
+from dynabert.baselines.masked import Vocabulary
 from dynabert.batches import Batches, Encoded
+
+WORDS = Vocabulary(mask_id=3, special_ids=(0, 1, 2, 3), size=VOCAB)
 
 
 def rows(n: int, *, seed: int, n_labels: int = 3) -> Encoded:
@@ -19,3 +24,13 @@ def batches(n: int, *, seed: int, shuffle: bool = True, n_labels: int = 3, batch
     return Batches(
         rows(n, seed=seed, n_labels=n_labels), batch_size=batch_size, seed=seed, pad_id=PAD_ID, shuffle=shuffle
     )
+
+
+def masked_model(start):
+    """The same encoder under a head over the vocabulary."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForMaskedLM.from_config(start.model.config).eval()
+    base = {name: t for name, t in start.model.base_model.state_dict().items() if not name.startswith("pooler")}
+    model.base_model.load_state_dict(base)
+    return model

@@ -3,29 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from helpers import PAD_ID, VOCAB, tiny_model
-from small_rows import batches
-from transformers import AutoModelForMaskedLM
+from helpers import PAD_ID, tiny_model
+from small_rows import WORDS, batches, masked_model
 
-from dynabert.baselines.masked import UNASKED, MaskedBatches, Vocabulary, pretrained_on
+from dynabert.baselines.masked import UNASKED, MaskedBatches, MaskedEncoder, Vocabulary, pretrained_on
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError
 from dynabert.hooks import Hooks
 from dynabert.subnet import SubnetGrid
 
-WORDS = Vocabulary(mask_id=3, special_ids=(0, 1, 2, 3), size=VOCAB)
 TRAINING = Training(precision="fp32", log_every=1)
-
-
-def masked_model(start):
-    """The same encoder under a head over the vocabulary."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = AutoModelForMaskedLM.from_config(start.model.config).eval()
-    base = {name: t for name, t in start.model.base_model.state_dict().items() if not name.startswith("pooler")}
-    model.base_model.load_state_dict(base)
-    return model
 
 
 def test_fifteen_percent_are_asked_for_and_eighty_of_them_hidden():
@@ -73,8 +61,7 @@ def test_the_encoder_learns_and_the_task_head_stays(family):
     learned, spent = pretrained_on(
         batches(200, seed=1),
         start,
-        masked=masked_model(start),
-        vocabulary=WORDS,
+        masked=MaskedEncoder(masked_model(start), WORDS),
         training=TRAINING,
         lr=3e-3,
         budget_flops=1e10,
@@ -100,7 +87,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_hidden_tokens():
     with torch.no_grad():
         expected = float(model(**batch.inputs, labels=batch.labels).loss)  # transformers: the mean over asked tokens
     settings = {"training": TRAINING, "lr": 1e-3, "budget_flops": 3e8, "rate": 0.0, "hooks": Losses()}
-    pretrained_on(source, start, masked=model, vocabulary=WORDS, **settings)
+    pretrained_on(source, start, masked=MaskedEncoder(model, WORDS), **settings)
     assert heard[0] == pytest.approx(expected, rel=1e-5)
 
 
@@ -109,7 +96,7 @@ def test_another_encoder_and_a_tokenizer_without_a_mask_are_refused():
     other = masked_model(ElasticModel(tiny_model("bert", n_layers=2), SubnetGrid((1.0,), (1.0,))))
     with pytest.raises(SettingError, match="load the same checkpoint"):
         pretrained_on(
-            batches(8, seed=1), start, masked=other, vocabulary=WORDS, training=TRAINING, lr=1e-3, budget_flops=1e9
+            batches(8, seed=1), start, masked=MaskedEncoder(other, WORDS), training=TRAINING, lr=1e-3, budget_flops=1e9
         )
 
     class NoMask:

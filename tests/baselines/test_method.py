@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
-from small_rows import batches
+from small_rows import WORDS, batches, masked_model
 
-from dynabert.baselines import METHODS, ElasticMethod, plain, relatives, sweep_of, train_method
+from dynabert.baselines import METHODS, ElasticMethod, MaskedEncoder, plain, relatives, sweep_of, train_method
 from dynabert.baselines.method import Spent
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel, count_params
 from dynabert.errors import SettingError
 from dynabert.exits import NEVER
+from dynabert.hooks import Hooks
 from dynabert.measure import measure, predict
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
 from dynabert.sweep import Sweep
@@ -25,9 +26,10 @@ GRID = SubnetGrid((1.0, 0.5), (1.0, 0.5))
 EXITS = ("deebert", "fastbert")
 
 
-def trained(name, *, family="bert", n_labels=3, budget_flops=6e8):
+def trained(name, *, family="bert", n_labels=3, budget_flops=6e8, **given):
     teacher = ElasticModel(tiny_model(family, seed=1, n_labels=n_labels), GRID)
     start = ElasticModel(tiny_model(family, seed=2, n_labels=n_labels), GRID)
+    given = {"masked": lambda: MaskedEncoder(masked_model(start), WORDS)} | given
     return teacher, train_method(
         name,
         teacher,
@@ -38,6 +40,7 @@ def trained(name, *, family="bert", n_labels=3, budget_flops=6e8):
         budget_flops=budget_flops,
         training=TRAINING,
         lr=1e-3,
+        **given,
     )
 
 
@@ -156,6 +159,24 @@ def test_methods_of_one_training_differ_in_what_is_chosen_afterwards():
         assert chosen.name == name and chosen.points() == expected.points()
         for point in chosen.points():
             assert np.array_equal(chosen.predict(point, held_out()).logits, expected.predict(point, held_out()).logits)
+
+
+def test_a_masked_phase_takes_half_of_the_budget_and_needs_an_encoder():
+    (_, without), (_, after) = trained("layerdrop"), trained("layerdrop-masked")
+    assert 0.8 < after.training_flops / without.training_flops <= 1.05
+    last = without.points()[-1]
+    assert not np.array_equal(after.predict(last, held_out()).logits, without.predict(last, held_out()).logits)
+    steps = []
+
+    class Steps(Hooks):
+        def stepped(self, report):
+            steps.append(report.stage)
+
+    trained("layerdrop-masked", hooks=Steps())
+    assert list(dict.fromkeys(steps)) == ["masked", "layerdrop"]
+    assert 0.5 < steps.count("masked") / steps.count("layerdrop") < 2
+    with pytest.raises(SettingError, match="give masked, or take layerdrop"):
+        trained("layerdrop-masked", masked=None)
 
 
 def test_unknown_names_name_the_known_ones():

@@ -18,6 +18,7 @@ from dynabert.studies.trials import Study, Trial
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep
 
+ALL_BUT_COSTLY = ("layerdrop-masked", "first-layers")
 SETTINGS = {"methods": ["deebert", "layerdrop", "alone"], "n_seeds": 2, "lrs": (5e-4, 2e-3), "budget": 0.5}
 
 
@@ -99,6 +100,29 @@ def test_unknown_methods_are_refused(run: Path) -> None:
         compare(run, methods=["magic"])
     with pytest.raises(SettingError, match="must be above 0"):
         compare(run, n_seeds=0)
+
+
+def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(run: Path) -> None:
+    result = compare(run, methods=["layerdrop-masked", "layerdrop"], budget=0.5)
+    trials, budget = trials_of(run), Study(run, budget=0.5)
+    one, other = (trials[f"{name}-lr0.002-42"] for name in ("layerdrop-masked", "layerdrop"))
+    assert one.training_flops <= 1.01 * (budget.budget_flops + budget.teacher_flops) and one.points != other.points
+    assert {row.method for row in result.standings} == {OURS, "layerdrop-masked", "layerdrop"}
+
+
+def test_a_tokenizer_without_a_mask_does_without_the_masked_phase(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = Study(run).tokenizer
+    tokenizer.mask_token = None
+    monkeypatch.setattr("dynabert.studies.trials.load_tokenizer", lambda folder: tokenizer)
+    with pytest.raises(SettingError, match=r"layerdrop-masked: its masked phase needs a mask token.*leave out"):
+        compare(run, methods=["layerdrop-masked", "first-layers"])
+    monkeypatch.setattr("dynabert.studies.compare.METHODS", {name: METHODS[name] for name in ALL_BUT_COSTLY})
+    with caplog.at_level("INFO", logger="dynabert"):
+        result = compare(run, methods=ALL_BUT_COSTLY, budget=0.5)
+    assert {row.method for row in result.standings} == {OURS, "first-layers"}
+    assert "left out: layerdrop-masked, for its masked phase" in caplog.text
 
 
 def test_every_method_of_the_table_can_be_compared(run: Path) -> None:

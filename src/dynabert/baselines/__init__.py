@@ -5,11 +5,12 @@ training here.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from dynabert.baselines import deebert, fastbert, layerdrop, plain, ramps
+from dynabert.baselines.masked import MaskedEncoder, Vocabulary, pretrained_on
 from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -26,10 +27,12 @@ __all__ = [
     "ExitMethod",
     "Inputs",
     "Kind",
+    "MaskedEncoder",
     "Method",
     "Predicted",
     "SeparateMethod",
     "Spent",
+    "Vocabulary",
     "relatives",
     "sweep_of",
     "train_method",
@@ -45,6 +48,7 @@ class Inputs:
     :param rows: training rows, held-out rows for choices, and the task.
     :param budget_flops: what training may spend, see `dynabert.baselines.method.Spent`.
     :param lr: of fine-tuning; ramps and student heads learn at ten times that.
+    :param masked: gives the pre-trained encoder for a masked-language-model phase, a new one each time.
     """
 
     teacher: ElasticModel
@@ -53,6 +57,7 @@ class Inputs:
     budget_flops: float
     training: Training
     lr: float
+    masked: Callable[[], MaskedEncoder] | None = None
     hooks: Hooks | None = None
 
 
@@ -86,7 +91,7 @@ def _fastbert(inputs: Inputs) -> Method:
     )
 
 
-def _layerdrop(inputs: Inputs, *, name: str = layerdrop.NAME, rate: float = 0.2) -> Method:
+def _layerdrop(inputs: Inputs, *, name: str = layerdrop.NAME, rate: float = 0.2) -> ElasticMethod:
     return layerdrop.train(
         inputs.start,
         inputs.rows.train,
@@ -99,6 +104,27 @@ def _layerdrop(inputs: Inputs, *, name: str = layerdrop.NAME, rate: float = 0.2)
         name=name,
         hooks=inputs.hooks,
     )
+
+
+MASKED_SHARE = 0.5
+"""Of the budget of `layerdrop-masked`, what its masked-language-model phase may spend."""
+
+
+def _layerdrop_masked(inputs: Inputs) -> Method:
+    if inputs.masked is None:
+        raise SettingError("layerdrop-masked needs the encoder and its vocabulary; give masked, or take layerdrop")
+    start, spent = pretrained_on(
+        inputs.rows.train,
+        inputs.start,
+        masked=inputs.masked(),
+        training=inputs.training,
+        lr=inputs.lr,
+        budget_flops=MASKED_SHARE * inputs.budget_flops,
+        hooks=inputs.hooks,
+    )
+    rest = replace(inputs, start=start, budget_flops=inputs.budget_flops - spent.flops)
+    trained = _layerdrop(rest, name="layerdrop-masked")
+    return replace(trained, spent=spent + trained.spent)
 
 
 def _plain(
@@ -152,6 +178,7 @@ class Kind:
     :param version: of the training and the choice: what was kept of another one is out of date.
     :param from_encoder: it fine-tunes the pre-trained encoder itself, and the teacher's training is its own to spend.
     :param needs_classes: it cannot do regressions.
+    :param needs_mask: it cannot do without a tokenizer that has a mask token.
     """
 
     train: Callable[[Inputs], Method]
@@ -159,6 +186,7 @@ class Kind:
     version: int = 2
     from_encoder: bool = False
     needs_classes: bool = False
+    needs_mask: bool = False
 
 
 METHODS: Mapping[str, Kind] = {
@@ -166,15 +194,17 @@ METHODS: Mapping[str, Kind] = {
     "fastbert": Kind(_fastbert, needs_classes=True),
     "layerdrop": Kind(_layerdrop, _with_every_other_layer, from_encoder=True),
     "layerdrop-0.5": Kind(partial(_layerdrop, name="layerdrop-0.5", rate=0.5), from_encoder=True),
+    "layerdrop-masked": Kind(_layerdrop_masked, from_encoder=True, needs_mask=True),
     "layerdrop-validated": Kind(_layerdrop, _with_validated_layers, from_encoder=True),
     "first-layers": Kind(_first_layers, from_encoder=True),
     "first-layers-distilled": Kind(_first_layers_distilled),
     "alone": Kind(_alone),
 }
 """By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of all
-depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as validated on the `select` rows. The others
-train several networks, all for the same number of steps: the `first-layers`, fine-tuned on labels or distilled from
-the teacher, and every size of the grid distilled `alone` from the rewired teacher."""
+depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as validated on the `select` rows; `-masked`:
+after a masked-language-model phase on the text of the training rows, with the same skips and half of the budget. The
+others train several networks, all for the same number of steps: the `first-layers`, fine-tuned on labels or distilled
+from the teacher, and every size of the grid distilled `alone` from the rewired teacher."""
 
 
 def relatives(name: str) -> tuple[str, ...]:
@@ -196,6 +226,7 @@ def train_method(
     budget_flops: float,
     training: Training,
     lr: float,
+    masked: Callable[[], MaskedEncoder] | None = None,
     hooks: Hooks | None = None,
 ) -> Method:
     """Train one of the methods that DynaBERT is compared with.
@@ -210,12 +241,15 @@ def train_method(
         rows, teachers included.
     :param training: settings of the loop.
     :param lr: of fine-tuning.
+    :param masked: gives the pre-trained encoder with its head over the vocabulary, for `layerdrop-masked`; a new one
+        each time, for it is trained in place.
     :param hooks: told of each step.
     :return: the method, to predict and measure with.
-    :raises SettingError: an unknown name, early exit for a regression, or a budget below one step.
+    :raises SettingError: an unknown name, early exit for a regression, a masked phase without `masked`, or a budget
+        below one step.
     """
     if name not in METHODS:
         raise SettingError(one_of("method", name, METHODS))
     rows = plain.Rows(train, select, task)
-    inputs = Inputs(teacher, start, rows, budget_flops, training=training, lr=lr, hooks=hooks)
+    inputs = Inputs(teacher, start, rows, budget_flops, training=training, lr=lr, masked=masked, hooks=hooks)
     return METHODS[name].choose(METHODS[name].train(inputs), rows)

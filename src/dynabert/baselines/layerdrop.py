@@ -1,7 +1,7 @@
 """LayerDrop (Fan, Grave and Joulin, ICLR 2020): layers are skipped at random in training, and chosen afterwards.
 
 The authors drop layers from pre-training on, and say that doing so in fine-tuning alone works less well;
-`dynabert.baselines.masked` has a short pre-training phase with the same schedule.
+`dynabert.baselines.masked` has a short pre-training phase with the same schedule, which `layerdrop-masked` begins with.
 """
 
 from collections.abc import Sequence

@@ -57,6 +57,18 @@ class Vocabulary:
         return cls(tokenizer.mask_token_id, tuple(tokenizer.all_special_ids), len(tokenizer))
 
 
+@dataclass(frozen=True)
+class MaskedEncoder:
+    """A pre-trained encoder as its masked-language-model phase needs it.
+
+    :param model: with its head over the vocabulary: ``load(…, head="ForMaskedLM")``.
+    :param vocabulary: of its tokenizer.
+    """
+
+    model: "PreTrainedModel"
+    vocabulary: Vocabulary
+
+
 class MaskedBatches:
     """Batches whose labels are their own hidden tokens, a pure function of (seed, step): in one process.
 
@@ -96,8 +108,7 @@ def pretrained_on(
     text: BatchSource,
     start: ElasticModel,
     *,
-    masked: "PreTrainedModel",
-    vocabulary: Vocabulary,
+    masked: MaskedEncoder,
     training: Training,
     lr: float,
     budget_flops: float,
@@ -108,21 +119,20 @@ def pretrained_on(
 
     :param text: rows, by step; no labels needed.
     :param start: the pre-trained encoder with a fresh task head, which stays fresh.
-    :param masked: the same checkpoint with its masked-language-model head: ``load(…, head="ForMaskedLM")``. Trained in
-        place; its head is needed no longer.
-    :param vocabulary: of the tokenizer.
+    :param masked: the same checkpoint. Trained in place; its head is needed no longer.
     :param rate: see `LayerDrop`.
     :return: the copy, and what was spent; the head over the vocabulary is not counted, as in all FLOPs here.
     :raises SettingError: a model of another shape, or a budget below one step.
     """
-    elastic = ElasticModel(masked, SubnetGrid((1.0,), (1.0,)))
+    elastic = ElasticModel(masked.model, SubnetGrid((1.0,), (1.0,)))
+    elastic.to(start.model.device)
     if elastic.shape != start.shape:
         raise SettingError(f"the masked model has sizes {elastic.shape}, not {start.shape}; load the same checkpoint")
     stage = replace(TEACHER, name="masked", schedule=LayerDrop(start.shape, rate), lr=lr)
-    batches = MaskedBatches(text, vocabulary, seed=training.seed)
+    batches = MaskedBatches(text, masked.vocabulary, seed=training.seed)
     n_steps = steps_within(budget_flops, [stage], elastic, batches, seed=training.seed)
     spent = fit_subnets(elastic, stage, batches, n_steps=n_steps, training=training, hooks=hooks)
     copy = start.copy()
-    learned = {**copy.model.base_model.state_dict(), **masked.base_model.state_dict()}
+    learned = {**copy.model.base_model.state_dict(), **masked.model.base_model.state_dict()}
     copy.model.base_model.load_state_dict(learned)
     return copy, spent

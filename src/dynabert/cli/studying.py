@@ -28,8 +28,8 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: deebert, fastbert, layerdrop, layerdrop-0.5, layerdrop-validated, first-layers, "
-            "first-layers-distilled, alone; all by default.",
+            help="Comma-separated: deebert, fastbert, layerdrop, layerdrop-0.5, layerdrop-masked, layerdrop-validated, "
+            "first-layers, first-layers-distilled, alone; all by default.",
             show_default=False,
         ),
     ] = None,

@@ -32,7 +32,6 @@ from dynabert.statistics import (
 from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, Tuned, check_settings, tuned
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
-from dynabert.tasks import Task
 
 OURS = "dynabert"
 SHARES = (0.5, 0.25)
@@ -207,6 +206,7 @@ class _TaskComparison:
             budget_flops=self._budget(method),
             training=replace(study.plan.training, seed=seed),
             lr=lr,
+            masked=study.masked,
             hooks=study.hooks,
         )
         for other in set(relatives(method)) & set(self.methods):
@@ -311,15 +311,15 @@ def compare(
     :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/compare.json``.
-    :raises SettingError: an unknown method or recipe, early exit asked for by name for a regression, no runs or seeds,
-        or rates or a budget that are not above 0.
+    :raises SettingError: an unknown method or recipe, a method asked for by name that cannot do one of the tasks, no
+        runs or seeds, or rates or a budget that are not above 0.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise SettingError(one_of("method", unknown[0], METHODS))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks) for run in runs]
-    methods = _possible(methods, [study.task for study in studies])
+    methods = _possible(methods, studies)
     tasks = [_TaskComparison(study, methods, rates=lrs, n_seeds=n_seeds) for study in studies]
     stood, summaries = [], []
     for draw, task in enumerate(tasks):
@@ -330,20 +330,29 @@ def compare(
     return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _standings(stood))
 
 
-def _possible(methods: Sequence[str], tasks: Sequence[Task]) -> tuple[str, ...]:
+def _possible(methods: Sequence[str], studies: Sequence[Study]) -> tuple[str, ...]:
     """The methods that can do all tasks; of the whole list those that cannot are left out, else they are refused.
 
-    :raises SettingError: early exit was asked for by name, and a task is a regression.
+    :raises SettingError: a method was asked for by name that cannot do one of the tasks.
     """
-    regressions = ", ".join(task.name for task in tasks if task.is_regression)
-    refused = [method for method in methods if regressions and METHODS[method].needs_classes]
-    if refused and set(methods) != set(METHODS):
-        raise SettingError(
-            f"{', '.join(refused)}: early exit needs classes, and {regressions} is a regression; leave out"
-        )
-    if refused:
-        log.info("left out, as %s is a regression and early exit needs classes: %s", regressions, ", ".join(refused))
-    return tuple(method for method in methods if method not in refused)
+    obstacles = {method: found for method in methods if (found := _obstacle(method, studies))}
+    if obstacles and set(methods) != set(METHODS):
+        method, obstacle = next(iter(obstacles.items()))
+        raise SettingError(f"{method}: {obstacle}; leave out {', '.join(obstacles)}")
+    for method, obstacle in obstacles.items():
+        log.info("left out: %s, for %s", method, obstacle)
+    return tuple(method for method in methods if method not in obstacles)
+
+
+def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
+    """Why a method cannot do one of the tasks."""
+    kind = METHODS[method]
+    for study in studies:
+        if kind.needs_classes and study.task.is_regression:
+            return f"early exit needs classes, and {study.task.name} is a regression"
+        if kind.needs_mask and study.tokenizer.mask_token_id is None:
+            return f"its masked phase needs a mask token, and the tokenizer of {study.run} has none"
+    return None
 
 
 def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from dynabert.baselines.masked import MaskedEncoder, Vocabulary
 from dynabert.baselines.method import ElasticMethod, Method, Spent, sweep_of
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel
@@ -43,7 +44,7 @@ from dynabert.timing import interleaved_ms
 from dynabert.workload import StepRows, mean_step_flops
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
 STUDIES = "studies"
@@ -175,11 +176,16 @@ class Study:
             device=self.device,
         )
 
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """That of the run."""
+        return load_tokenizer(self.run / "elastic")
+
     def rows(self, seed: int) -> Prepared:
         """The rows of a study, in the order of a seed."""
         if seed not in self._rows:
             plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-            self._rows[seed] = Prepared.of(self.task, self._roles, load_tokenizer(self.run / "elastic"), plan)
+            self._rows[seed] = Prepared.of(self.task, self._roles, self.tokenizer, plan)
         return self._rows[seed]
 
     @property
@@ -259,6 +265,13 @@ class Study:
         """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it."""
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
         return self._elastic(load_for(self.task, self.saved.model, plan))
+
+    def masked(self) -> MaskedEncoder:
+        """What the teacher was fine-tuned from, for a masked-language-model phase; a new one each time.
+
+        :raises SettingError: the run's tokenizer has no mask token.
+        """
+        return MaskedEncoder(load(self.saved.model, head="ForMaskedLM"), Vocabulary.of(self.tokenizer))
 
     def _elastic(self, model: "PreTrainedModel") -> ElasticModel:
         elastic = ElasticModel(model, self.plan.grid, depth_rule=self.plan.depth_rule)
