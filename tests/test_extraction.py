@@ -12,12 +12,12 @@ from folders import refusal
 from helpers import tiny_model
 from small_job import write_encoder
 
+from dynabert.card_parts import header_of
 from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError
 from dynabert.extraction import extract_folder
 from dynabert.files import read_json, verify_manifest
 from dynabert.loading import load, load_tokenizer, save_model
-from dynabert.model_card import header_of
 from dynabert.subnet import Subnet, SubnetGrid
 
 SUBNET = Subnet(0.5, 0.5)

@@ -10,10 +10,10 @@ from helpers import tiny_model
 from hub_stand_in import hub_stand_in, log_in
 
 from dynabert import cli
+from dynabert.card_parts import HERE
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError, StorageError
 from dynabert.hub import push_folder
-from dynabert.model_card import HERE
 from dynabert.subnet import SubnetGrid
 
 # What the client itself does when it uploads a large file.

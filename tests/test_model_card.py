@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from small_studies import deployed_sweep
 
+from dynabert.card_parts import HERE, Origin, header_of, is_unedited
 from dynabert.description import Description
 from dynabert.families import FAMILIES
 from dynabert.measurement import Context, Cost, LatencySettings, Machine, Measurement, Quality
-from dynabert.model_card import HERE, Origin, Small, elastic_card, header_of, is_unedited, small_card
+from dynabert.model_card import Small, elastic_card, small_card
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, SubnetGrid
 from dynabert.sweep import Sweep
 

@@ -8,9 +8,9 @@ import pytest
 from folders import refusal
 from small_job import write_run
 
+from dynabert.card_parts import header_of, is_unedited
 from dynabert.errors import SettingError
 from dynabert.files import verify_manifest
-from dynabert.model_card import header_of, is_unedited
 from dynabert.results import card_of_run, extract_run, folder_to_push, load_sweep, measure_run
 from dynabert.run_card import origin_of
 from dynabert.subnet import Subnet

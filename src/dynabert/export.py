@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dynabert.batches import Batch
+from dynabert.card_parts import Origin
 from dynabert.deployed import answers, calibration_of, n_bytes, parity_of, random_arrays, write_subnet
 from dynabert.elastic import ElasticModel, longest_input
 from dynabert.engines import Inputs, Int8, Session, engine_here, engine_of, input_names
@@ -28,7 +29,6 @@ from dynabert.files import CARD, EXPORT_FILE, atomic_write_text, check_place, pu
 from dynabert.loading import load_tokenizer
 from dynabert.measure import fingerprint_of, labels_of, machine_of, predict
 from dynabert.measurement import LatencySettings, listed
-from dynabert.model_card import Origin
 from dynabert.processor import int8_overflows
 from dynabert.results import Saved, load_result
 from dynabert.run_card import origin_of

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dynabert.card_parts import HERE
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
 from dynabert.files import CARD, EXPORT_FILE, MANIFEST, storage_errors, verify_manifest
-from dynabert.model_card import HERE
 from dynabert.model_files import CONFIG, HUB_ID, one_line
 
 if TYPE_CHECKING:

@@ -4,15 +4,14 @@ The header is written and read by huggingface_hub, in the form in which the hub 
 Beside each value stands the size that it belongs to, so the card of a small model can take over its own.
 """
 
-import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dynabert.card_parts import HERE, Origin, bullets, header_of, linked, machine_line, origin_lines, signed, table
 from dynabert.description import Description
 from dynabert.families import Family
-from dynabert.measurement import Machine, Measurement
+from dynabert.measurement import Measurement
 from dynabert.modeling import LOADERS, is_stock
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, encoder_flops
 from dynabert.sweep import Sweep
@@ -20,38 +19,10 @@ from dynabert.sweep import Sweep
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-HERE = "this-folder"
-"""Stands in the examples of a card for the folder or repository that it lies in."""
-
 _AUTO = "AutoModelForSequenceClassification"
-_SIGNATURE = re.compile(r"\n<!-- Written by dynabert; edit freely, then it is not replaced \(([0-9a-f]{16})\)\. -->\n")
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _SEQ = 128
 _METHOD = "It was trained as DynaBERT (Hou et al., NeurIPS 2020) with the library `dynabert`"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run was made from, as far as others may know it: no paths.
-
-    :param task: its name.
-    :param dataset: hub name of its rows; None where they are somebody's own.
-    :param language: code of their language; None where that is not known.
-    :param base_model: hub name of the encoder; None where it came from a folder.
-    :param rows: how many there are of which role, and their fingerprint, in words.
-    :param recipe: what was trained, and the seed, in words.
-    :param max_length: tokens at which texts were cut off.
-    :param machine: where it was trained; None where that is not known.
-    """
-
-    task: str
-    dataset: str | None
-    language: str | None
-    base_model: str | None
-    rows: str
-    recipe: str
-    max_length: int
-    machine: Machine | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +92,7 @@ def elastic_card(
         "## Limits",
         bullets(_limits(sweep, origin, ["Sizes outside this grid can be cut out too. They were not trained."])),
     ]
-    return _signed(data, body)
+    return signed(data, body)
 
 
 def _elastic_data(family: Family, sweep: Sweep | None, origin: Origin | None) -> "ModelCardData":
@@ -278,7 +249,7 @@ def small_card(small: Small, parent: str, *, sweep: Sweep | None = None, origin:
         "## Limits",
         bullets(_limits(sweep, origin, _limits_of(small))),
     ]
-    return _signed(data, body)
+    return signed(data, body)
 
 
 def _small_data(small: Small, parent: str) -> "ModelCardData":
@@ -322,19 +293,6 @@ def _texts(value: object) -> list[str] | None:
     """One text or several, of a header that may say anything."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     return texts or None
-
-
-def header_of(card: str) -> "ModelCardData | None":
-    """What the header of a card says; None where there is no header, or none that can be read."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    if not card.startswith("---"):
-        return None
-    try:
-        data = ModelCard(card, ignore_metadata_errors=True).data
-        return data if isinstance(data, ModelCardData) else None
-    except Exception:  # whatever the header of somebody else's card makes the libraries raise
-        return None
 
 
 def _measured(results: "list[EvalResult]") -> str:
@@ -394,7 +352,7 @@ def _limits_of(small: Small) -> list[str]:
 
 
 def _provenance(sweep: Sweep | None, origin: Origin | None, *, source: str | None = None) -> list[str]:
-    lines = [f"Cut out of {_linked(source)}, whose card says how it was trained"] if source else []
+    lines = [f"Cut out of {linked(source)}, whose card says how it was trained"] if source else []
     lines += [] if origin is None else origin_lines(origin)
     if sweep is not None:
         context = sweep.context
@@ -403,20 +361,6 @@ def _provenance(sweep: Sweep | None, origin: Origin | None, *, source: str | Non
             f"Measured {context.date} in {context.precision} on {machine_line(context.machine)}",
         ]
     return ["## Provenance", bullets(lines)] if lines else []
-
-
-def origin_lines(origin: Origin) -> list[str]:
-    """What a model was made from."""
-    return [
-        f"Base model: {_linked(origin.base_model) if origin.base_model else 'not on the hub'}",
-        f"Task: {origin.task}; {origin.rows}",
-        f"Recipe: {origin.recipe}",
-        *([f"Trained on {machine_line(origin.machine)}"] if origin.machine else []),
-    ]
-
-
-def _linked(repository: str) -> str:
-    return f"[{repository}](https://huggingface.co/{repository})"
 
 
 def _limits(sweep: Sweep | None, origin: Origin | None, own: list[str]) -> list[str]:
@@ -429,14 +373,6 @@ def _limits(sweep: Sweep | None, origin: Origin | None, own: list[str]) -> list[
     return [*limits, "What the base model has learned, its biases included, is still in it."]
 
 
-def machine_line(machine: Machine) -> str:
-    """A machine in words."""
-    device = "" if machine.device == "cpu" else f", {machine.device}"
-    threads = f"{machine.n_threads} thread" + ("s" if machine.n_threads != 1 else "")
-    versions = f"torch {machine.torch}, transformers {machine.transformers}, dynabert {machine.dynabert}"
-    return f"{machine.cpu}{device}, {threads} ({versions})"
-
-
 def _times(shares: tuple[float, ...]) -> str:
     return ", ".join(f"{share:g}" for share in shares)
 
@@ -444,30 +380,3 @@ def _times(shares: tuple[float, ...]) -> str:
 def _span(counts: Iterable[int]) -> str:
     found = sorted(set(counts))
     return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
-
-
-def bullets(lines: list[str]) -> str:
-    """Lines as a list."""
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells under a head."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _signed(data: "ModelCardData", body: list[str]) -> str:
-    """Header and body, and a last line by which a card that was not edited is known."""
-    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
-    return f"{text}\n<!-- Written by dynabert; edit freely, then it is not replaced ({_digest(text)}). -->\n"
-
-
-def is_unedited(card: str) -> bool:
-    """Whether a card is as it was written here, so that nothing is lost when it is written anew."""
-    match = _SIGNATURE.search(card)
-    return match is not None and match.end() == len(card) and _digest(card[: match.start()]) == match[1]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

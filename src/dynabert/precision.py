@@ -7,6 +7,7 @@ into the active part of the master's gradient. Norms, residual sums, embeddings,
 
 import logging
 import platform
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -69,9 +70,14 @@ def precision_on(device: "torch.device | str", wanted: str = AUTO) -> str:
 
 
 def warn_if_emulated(precision: str, device: "torch.device | str") -> None:
-    """Say it where a precision that was asked for will be slow."""
+    """Say it, once in a process, where a precision that was asked for will be slow."""
     if precision == "bf16" and not has_bf16(device):
-        log.warning("this %s has no instructions for bf16: products take many times as long as in fp32", device)
+        _warn_emulated(str(device))
+
+
+@cache
+def _warn_emulated(device: str) -> None:
+    log.warning("this %s has no instructions for bf16: products take many times as long as in fp32", device)
 
 
 def check_precision(precision: str) -> None:

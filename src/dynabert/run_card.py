@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynabert.card_parts import Origin, is_unedited
 from dynabert.cut import described
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import CARD, atomic_write_text, read_json, storage_errors
 from dynabert.loading import read_shape
 from dynabert.measurement import Machine
-from dynabert.model_card import Origin, elastic_card, is_unedited
+from dynabert.model_card import elastic_card
 from dynabert.modeling import auto_class
 from dynabert.plan import Plan, plan_of
 from dynabert.run_folder import MACHINE, RUN_FILE
