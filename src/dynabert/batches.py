@@ -102,10 +102,13 @@ class Batch:
         return len(self.ids)
 
     def part(self, first: int, size: int) -> "Batch":
-        """Some of its rows, without the padding that none of them needs."""
-        rows = slice(first, first + size)
+        """So many of its rows from one on, likewise `rows`."""
+        return self.rows(slice(first, first + size))
+
+    def rows(self, rows: "slice | torch.Tensor") -> "Batch":
+        """Some of its rows, by place, without the padding that none of them needs."""
         longest = int(self.inputs["attention_mask"][rows].sum(-1).max())
-        inputs = {name: column[rows, :longest] for name, column in self.inputs.items()}
+        inputs = {name: column[rows][:, :longest] for name, column in self.inputs.items()}
         return Batch(inputs, None if self.labels is None else self.labels[rows], self.ids[rows])
 
     def to(self, device: torch.device | str) -> "Batch":

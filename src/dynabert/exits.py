@@ -8,7 +8,7 @@ Sources: DeeBERT (Xin et al., ACL 2020) section 3.3, its batch size 1 only; Fast
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import lgamma
 from typing import TYPE_CHECKING, Literal, get_args
@@ -91,16 +91,9 @@ class EarlyExit:
         :param threshold: of the rule; higher is faster.
         :raises DataError: no rows.
         """
-        parts: list[Exited] = []
-        ids: list[np.ndarray] = []
         device = next(self.view.parameters()).device
         with evaluating(self.view, self.ramps), torch.inference_mode():
-            for batch in batches:
-                parts.append(self._exit(batch.to(device), threshold))
-                ids.append(batch.ids.cpu().numpy())
-        return Exited(
-            in_row_order([part.logits for part in parts], ids), in_row_order([part.n_layers for part in parts], ids)
-        )
+            return answered(lambda batch: self._exit(batch, threshold), batches, device=device)
 
     def _exit(self, batch: Batch, threshold: float) -> Exited:
         """One batch through the stack; after each layer it becomes smaller by the rows that leave."""
@@ -149,6 +142,24 @@ class EarlyExit:
                 parts.append(np.stack(answers, axis=1))
                 ids.append(batch.ids.cpu().numpy())
         return in_row_order(parts, ids).swapaxes(0, 1)
+
+
+def answered(answer: Callable[[Batch], Exited], batches: Iterable[Batch], *, device: torch.device) -> Exited:
+    """The answers to all rows, batch by batch.
+
+    :param answer: to the rows of one batch, in their order.
+    :param batches: each row once.
+    :param device: where the batches go.
+    :raises DataError: no rows.
+    """
+    parts: list[Exited] = []
+    ids: list[np.ndarray] = []
+    for batch in batches:
+        parts.append(answer(batch.to(device)))
+        ids.append(batch.ids.cpu().numpy())
+    return Exited(
+        in_row_order([part.logits for part in parts], ids), in_row_order([part.n_layers for part in parts], ids)
+    )
 
 
 def _regrouped(hidden: Tensor, attention_mask: Tensor, staying: np.ndarray) -> tuple[Tensor, Tensor]:

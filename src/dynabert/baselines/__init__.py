@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from dynabert.baselines import deebert, fastbert, layerdrop, plain, ramps
+from dynabert.baselines.exiting import ExitMethod
 from dynabert.baselines.masked import MaskedEncoder, Vocabulary, pretrained_on
-from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
+from dynabert.baselines.method import ElasticMethod, Method, Predicted, SeparateMethod, Spent, sweep_of
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError, one_of

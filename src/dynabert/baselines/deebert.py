@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynabert.baselines.method import ExitMethod
+from dynabert.baselines.exiting import ExitMethod
 from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynabert.baselines.method import ExitMethod
+from dynabert.baselines.exiting import ExitMethod
 from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel

@@ -2,19 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel, count_params
 from dynabert.errors import SettingError, one_of
-from dynabert.exits import EarlyExit, Ramp, Rule, exit_flops, exits_at, fastest_agreeing, most_careful
 from dynabert.measure import labels_of, machine_of, main_metric, predict, quality_of
 from dynabert.modeling import loads_with
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, encoder_flops
@@ -28,9 +26,6 @@ Value = TypeVar("Value")
 
 SEQ_LEN = 128
 """Tokens at which FLOPs are counted."""
-
-EARLY_EXIT = "dynabert (early exit)"
-"""What runs a model with ramps."""
 
 
 @dataclass(frozen=True)
@@ -238,108 +233,6 @@ class SeparateMethod(Trained):
         """What loads that network."""
         small = known(self.name, point, self.members)
         return loads_with(small.shape, small.slices)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExitMethod(Trained):
-    """A network whose rows leave early at ramps. Its points are thresholds.
-
-    The logits of all ramps on the rows last predicted are kept, so that a sweep over thresholds computes them once.
-
-    :param ramps: of `dynabert.exits.Ramp`, one for each layer of the Subnet but the last.
-    :param thresholds: ascending: each is faster than the one before.
-    :param subnet: the size that has the ramps; the full network, or any other.
-    """
-
-    elastic: ElasticModel
-    ramps: nn.ModuleList
-    rule: Rule
-    thresholds: tuple[float, ...]
-    subnet: Subnet = Subnet()
-    _seen: list[tuple[Iterable[Batch], np.ndarray]] = field(default_factory=list, repr=False, compare=False)
-
-    @property
-    def of_layers(self) -> int:
-        """Layers of the full network."""
-        return self.elastic.shape.n_layers
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.elastic.model.device
-
-    @property
-    def exits(self) -> EarlyExit:
-        """The network with its ramps, to be run."""
-        return EarlyExit(self.elastic.at(self.subnet), self.elastic.family, self.ramps, rule=self.rule)
-
-    def points(self) -> tuple[str, ...]:
-        """``s`` and the threshold, with as many digits as tell it from the others; of a smaller size ``NAME@s``."""
-        return tuple(self._thresholds())
-
-    def _thresholds(self) -> dict[str, float]:
-        size = "" if self.subnet == Subnet() else f"{self.subnet.name}@"
-        short = [f"{threshold:g}" for threshold in self.thresholds]
-        names = [
-            name if short.count(name) == 1 else repr(float(x)) for name, x in zip(short, self.thresholds, strict=True)
-        ]
-        return {f"{size}s{name}": threshold for name, threshold in zip(names, self.thresholds, strict=True)}
-
-    def predict(self, point: str, batches: Iterable[Batch]) -> Predicted:
-        """The answers at one threshold: those of `EarlyExit.predict`."""
-        threshold = known(self.name, point, self._thresholds())
-        exited = exits_at(self.all_exits(batches), threshold, self.rule)
-        return Predicted(exited.logits, exited.n_layers, self.flops_by_exit()[exited.n_layers - 1])
-
-    def answer(self, point: str, batches: Iterable[Batch]) -> object:
-        """The same, with rows that really leave."""
-        return self.exits.predict(batches, known(self.name, point, self._thresholds()))
-
-    def all_exits(self, batches: Iterable[Batch]) -> np.ndarray:
-        """The logits of all ramps, see `EarlyExit.all_exits`; computed once for rows that are asked for repeatedly."""
-        if not self._seen or self._seen[0][0] is not batches:
-            self._seen[:] = [(batches, self.exits.all_exits(batches))]
-        return self._seen[0][1]
-
-    def flops_by_exit(self) -> np.ndarray:
-        """What a row of 128 tokens costs by the layer that it leaves after, shape (layers,)."""
-        slices = self.elastic.slices(self.subnet)
-        layers = [encoder_flops(self.elastic.shape, (part,), SEQ_LEN) for part in slices]
-        return exit_flops(layers, [cast(Ramp, ramp).flops(SEQ_LEN) for ramp in self.ramps])
-
-    def n_params(self, point: str) -> int:
-        """Of the whole network and all ramps: a device needs them all at any threshold."""
-        known(self.name, point, self._thresholds())
-        return count_params(self.elastic.at(self.subnet)) + count_params(self.ramps)
-
-    def loads_with(self, point: str) -> str:
-        """Nothing but this library runs it."""
-        known(self.name, point, self._thresholds())
-        return EARLY_EXIT
-
-    def calibrated(self, select: Iterable[Batch], agreements: Sequence[float]) -> "ExitMethod":
-        """The same with the fastest thresholds that agree with the whole stack on so many held-out rows.
-
-        :param select: held-out rows, each once.
-        :param agreements: shares of the rows, one for each threshold to find.
-        """
-        logits = self.all_exits(select)
-        found = (fastest_agreeing(logits, agreement, rule=self.rule) for agreement in agreements)
-        return replace(self, thresholds=tuple(sorted({threshold for threshold in found if threshold is not None})))
-
-    def within(self, select: Iterable[Batch], budgets: Sequence[float]) -> "ExitMethod":
-        """The same with more thresholds: for each budget the most careful one whose mean cost is within it.
-
-        :param select: held-out rows, each once.
-        :param budgets: FLOPs of a row of 128 tokens, ramps included; those that no threshold meets are left out.
-        """
-        logits, costs = self.all_exits(select), self.flops_by_exit()
-        found = {
-            most_careful(logits, budget, flops_by_exit=costs, rule=self.rule)
-            for budget in budgets
-            if budget >= costs[0]
-        }
-        return replace(self, thresholds=tuple(sorted(found | set(self.thresholds))))
 
 
 def known(method: str, point: str, points: Mapping[str, Value]) -> Value:

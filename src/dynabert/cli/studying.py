@@ -21,6 +21,7 @@ from dynabert.cli.options import (
     numbers_of,
     print_json,
 )
+from dynabert.errors import SettingError
 
 
 def compare(
@@ -28,11 +29,14 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: deebert, fastbert, layerdrop, layerdrop-0.5, layerdrop-masked, layerdrop-validated, "
-            "first-layers, first-layers-distilled, alone; all by default.",
+            help="Comma-separated: dynabert-cascade, deebert, fastbert, layerdrop, layerdrop-0.5, layerdrop-masked, "
+            "layerdrop-validated, first-layers, first-layers-distilled, alone; all by default.",
             show_default=False,
         ),
     ] = None,
+    ours: Annotated[
+        str, typer.Option(help="What they are compared with: dynabert, its sizes, or dynabert-cascade.")
+    ] = "dynabert",
     seeds: Seeds = 1,
     lrs: Annotated[
         str | None,
@@ -53,12 +57,12 @@ def compare(
     Interrupted? Run the same command again: finished trainings are kept, and DynaBERT's go on where they stopped; the
     training of another method that was under way begins anew.
     """
-    from dynabert.baselines import METHODS
+    from dynabert.studies.compare import ALL
     from dynabert.studies.compare import compare as study
 
-    chosen = tuple(METHODS) if methods is None else names_of(methods)
+    chosen = ALL if methods is None else names_of(methods)
     settings: dict[str, Any] = {"n_seeds": seeds, "budget": budget, "limit": limit, "recipe": recipe, "device": device}
-    _print_study(partial(study, *runs, methods=chosen, **settings), lrs=lrs, as_json=as_json)
+    _print_study(partial(study, *runs, methods=chosen, ours=ours, **settings), lrs=lrs, as_json=as_json)
 
 
 def ablate(
@@ -114,31 +118,54 @@ def _print_study(study: Callable[..., Any], *, lrs: str | None, as_json: bool) -
 
 def exits(
     run: Run,
+    cascade: Annotated[
+        bool,
+        typer.Option(
+            "--cascade", help="No ramps and no training: a size answers what it is sure of, the full network the rest."
+        ),
+    ] = False,
     subnets: Annotated[
         str | None,
-        typer.Option(help="Sizes, comma-separated: w1-d1,w0.5-d1; by default every width at full depth."),
+        typer.Option(
+            help="Sizes, comma-separated: w1-d1,w0.5-d1; by default every width at full depth, of a cascade the "
+            "narrowest at every depth."
+        ),
     ] = None,
     agreements: Annotated[
         str,
         typer.Option(help="Shares of new rows that shall get the full network's answer, with 95 % confidence."),
     ] = "0.99,0.98,0.95",
-    lr: Annotated[float, typer.Option(help="Learning rate of the ramps.")] = 1e-4,
-    budget: Annotated[float, typer.Option(help="Training FLOPs of a size's ramps, as a share of the run's.")] = 0.1,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the ramps; 1e-4 by default.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Training FLOPs of a size's ramps, as a share of the run's; 0.1 by default.", show_default=False
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Let easy inputs leave early: ramps on the sizes of a run, calibrated to agree with its full network.
+    """Let easy inputs leave early: ramps on the sizes of a run, or a cascade; both agree with its full network.
 
     Interrupted? Run the same command again: the ramps of every size that was finished are kept.
     """
     from dynabert.progress import progress_bars
-    from dynabert.studies.size_exit import exits_of_run
+    from dynabert.studies.size_exit import cascades_of_run, exits_of_run
     from dynabert.subnet import Subnet
+
+    of_ramps = {name: value for name, value in (("lr", lr), ("budget", budget)) if value is not None}
+    if cascade and of_ramps:
+        raise SettingError(f"{' and '.join(f'--{name}' for name in of_ramps)}: of ramps, which a cascade has not")
 
     chosen = () if subnets is None else tuple(map(Subnet.parse, names_of(subnets)))
     shares = numbers_of("agreements", agreements)
     with progress_bars() as bars:
-        result = exits_of_run(run, subnets=chosen, agreements=shares, lr=lr, budget=budget, hooks=bars, device=device)
+        if cascade:
+            result = cascades_of_run(run, subnets=chosen, agreements=shares, device=device)
+        else:
+            result = exits_of_run(run, subnets=chosen, agreements=shares, hooks=bars, device=device, **of_ramps)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.baselines import METHODS, ExitMethod, Method, relatives, train_method
+from dynabert.baselines import METHODS, ElasticMethod, ExitMethod, Method, relatives, train_method
+from dynabert.baselines.cascades import best_cascades
 from dynabert.baselines.plain import Rows
 from dynabert.errors import SettingError, one_of
 from dynabert.hooks import Hooks
+from dynabert.job import Prepared
 from dynabert.statistics import (
     ROW_METRICS,
     Difference,
@@ -33,10 +35,17 @@ from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, Tuned, che
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
 
-OURS = "dynabert"
+OURS, CASCADE = "dynabert", "dynabert-cascade"
+OWN = (OURS, CASCADE)
+"""DynaBERT itself: at each cost its best size, or its best cascade of two sizes."""
+CASCADE_SHARES = (0.75, 0.5, 0.375, 0.25, 0.1875)
+"""Mean costs of the cascades that are looked for, as shares of the full network's FLOPs."""
 SHARES = (0.5, 0.25)
 RESULT = "compare.json"
 NO_POINT = "no point so cheap"
+
+ALL = (CASCADE, *METHODS)
+"""What can stand beside DynaBERT's sizes."""
 
 log = logging.getLogger("dynabert")
 
@@ -50,8 +59,8 @@ class Standing:
     :param share: of the full network's FLOPs, at most.
     :param point: what was chosen with the first seed, or `NO_POINT`.
     :param flops: of an input at that point, as a share of the full network's, on the validation rows.
-    :param difference: DynaBERT minus the method, with its 95 % interval over rows and seeds; of one task with fewer
-        than five seeds it is a little short. None for DynaBERT itself, and where that has no such point.
+    :param difference: DynaBERT (`Comparison.ours`) minus the method, with its 95 % interval over rows and seeds; of one
+        task with fewer than five seeds it is a little short. None for itself, and where it has no such point.
     :param p_holm: two-sided p value, corrected for all differences of the comparison.
     :param time: of an input, as a share of the full network's, one by one and in batches of 32.
     :param lr: that was chosen; None where tasks differ in it.
@@ -80,6 +89,7 @@ class Comparison:
     :param sweeps: of every method with the first seed, by name.
     :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
     :param recipe: by which DynaBERT was trained.
+    :param ours: what the others are compared with: a name in `OWN`.
     """
 
     task: str
@@ -91,6 +101,7 @@ class Comparison:
     sweeps: Mapping[str, Sweep]
     teacher_flops: float = 0.0
     recipe: str = ""
+    ours: str = OURS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -121,10 +132,10 @@ class Comparison:
         return plain_text(table)
 
     def _caption(self) -> str:
-        caption = f"{OURS}: recipe {self.recipe}; " if self.recipe else ""
+        caption = f"ours: {self.ours}" + (f", recipe {self.recipe}; " if self.recipe else "; ")
         caption += f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         if self.teacher_flops:
-            own = ", ".join(name for name in self._methods() if name != OURS and METHODS[name].from_encoder)
+            own = ", ".join(name for name in self._methods() if name in METHODS and METHODS[name].from_encoder)
             also = f"; {own} also the {self.teacher_flops / 1e12:.3g} of the teacher, which they do without"
             caption += also if own else ""
         caption += ". p: by Holm; x1, x32: time of an input, alone and in batches of 32, in the full network's."
@@ -163,8 +174,11 @@ def _brief(point: str) -> str:
 class _TaskComparison:
     """All trainings of a comparison on one task."""
 
-    def __init__(self, study: Study, methods: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
-        self.study, self.methods = study, (OURS, *methods)
+    def __init__(
+        self, study: Study, methods: Sequence[str], *, ours: str, rates: Sequence[float], n_seeds: int
+    ) -> None:
+        self.study, self.ours = study, ours
+        self.methods = tuple(dict.fromkeys((OURS, ours, *methods)))
         self.rates = tuple(rates) or (study.plan.recipe.stages[-1].lr,)
         self.seeds = study.seeds(n_seeds)
         self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
@@ -179,10 +193,15 @@ class _TaskComparison:
     def trained(self, method: str, lr: float, seed: int) -> Trial:
         """One method at one rate and seed, at the training cost of the run."""
         study = self.study
-        if method == OURS:
-            recipe = study.at_budget(study.recipe.adjusted(lr=lr))
-            return study.trained(f"{method}-lr{lr:g}", replace(study.plan, recipe=recipe), seed=seed)
+        if method in OWN:
+            plan = replace(study.plan, recipe=study.at_budget(study.recipe.adjusted(lr=lr)))
+            also = {f"{CASCADE}-lr{lr:g}": self._cascades} if CASCADE in self.methods else {}
+            return study.trained_and(f"{OURS}-lr{lr:g}", plan, seed=seed, also=also)[OWN.index(method)]
         return self._kept(method, lr, seed, lambda: self._train(method, lr, seed))
+
+    def _cascades(self, network: ElasticMethod, rows: Prepared) -> Method:
+        budgets = [share * self.full_flops for share in CASCADE_SHARES]
+        return best_cascades(network, rows.select, rows.task, budgets=budgets, name=CASCADE)
 
     def _kept(self, method: str, lr: float, seed: int, make: Callable[[], Method]) -> Trial:
         """The trial of another method, measured when it is made."""
@@ -236,7 +255,7 @@ class _TaskComparison:
         return [self._stood(method, share, draw=draw) for share in SHARES for method in self.methods]
 
     def _stood(self, method: str, share: float, *, draw: int) -> _Stood:
-        found, ours = self.tuned[method], self.tuned[OURS].trials
+        found, ours = self.tuned[method], self.tuned[self.ours].trials
         runs = found.trials
         points, rivals = ([self.point_at(run, share) for run in side] for side in (runs, ours))
         chosen = [point for point in points if point is not None]
@@ -258,7 +277,7 @@ class _TaskComparison:
         metric, labels = ROW_METRICS[self.study.task.primary_metric], self.study.labels
         answers = [run.logits[point.name] for run, point in zip(runs, chosen, strict=True)]
         resampled = None
-        if method != OURS and all(rivals):
+        if method != self.ours and all(rivals):
             own = [run.logits[point.name] for run, point in zip(ours, rivals, strict=True) if point is not None]
             resampled = resampled_difference(metric, labels, {"": own}, {"": answers}, n=N_RESAMPLES, seed=draw)
         measured = replace(
@@ -284,12 +303,14 @@ class _TaskComparison:
             sweeps=sweeps,
             teacher_flops=self.study.teacher_flops,
             recipe=self.study.recipe.name,
+            ours=self.ours,
         )
 
 
 def compare(
     *runs: str | Path,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = ALL,
+    ours: str = OURS,
     n_seeds: int = 1,
     lrs: Sequence[float] = (),
     budget: float = 1.0,
@@ -301,7 +322,8 @@ def compare(
     """Train other methods beside a run, at its training cost. Goes on where it was interrupted.
 
     :param runs: a finished run folder, or several of different tasks, whose mean counts then.
-    :param methods: names in `dynabert.baselines.METHODS`.
+    :param methods: names in `ALL`.
+    :param ours: what the others are compared with, a name in `OWN`.
     :param n_seeds: the run's own seed and the ones after it.
     :param lrs: learning rates, of which each method takes the one that is best on the `select` rows with the first
         seed; by default the run's alone.
@@ -314,13 +336,14 @@ def compare(
     :raises SettingError: an unknown method or recipe, a method asked for by name that cannot do one of the tasks, no
         runs or seeds, or rates or a budget that are not above 0.
     """
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise SettingError(one_of("method", unknown[0], METHODS))
+    for what, name, names in (*(("method", method, ALL) for method in methods), ("ours", ours, OWN)):
+        if name not in names:
+            raise SettingError(one_of(what, name, names))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks) for run in runs]
     methods = _possible(methods, studies)
-    tasks = [_TaskComparison(study, methods, rates=lrs, n_seeds=n_seeds) for study in studies]
+    _possible([ours], studies)
+    tasks = [_TaskComparison(study, methods, ours=ours, rates=lrs, n_seeds=n_seeds) for study in studies]
     stood, summaries = [], []
     for draw, task in enumerate(tasks):
         task.train()
@@ -336,7 +359,7 @@ def _possible(methods: Sequence[str], studies: Sequence[Study]) -> tuple[str, ..
     :raises SettingError: a method was asked for by name that cannot do one of the tasks.
     """
     obstacles = {method: found for method in methods if (found := _obstacle(method, studies))}
-    if obstacles and set(methods) != set(METHODS):
+    if obstacles and set(methods) != set(ALL):
         method, obstacle = next(iter(obstacles.items()))
         raise SettingError(f"{method}: {obstacle}; leave out {', '.join(obstacles)}")
     for method, obstacle in obstacles.items():
@@ -346,11 +369,12 @@ def _possible(methods: Sequence[str], studies: Sequence[Study]) -> tuple[str, ..
 
 def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
     """Why a method cannot do one of the tasks."""
-    kind = METHODS[method]
+    needs_classes = method == CASCADE or (method in METHODS and METHODS[method].needs_classes)
+    needs_mask = method in METHODS and METHODS[method].needs_mask
     for study in studies:
-        if kind.needs_classes and study.task.is_regression:
+        if needs_classes and study.task.is_regression:
             return f"early exit needs classes, and {study.task.name} is a regression"
-        if kind.needs_mask and study.tokenizer.mask_token_id is None:
+        if needs_mask and study.tokenizer.mask_token_id is None:
             return f"its masked phase needs a mask token, and the tokenizer of {study.run} has none"
     return None
 
@@ -420,4 +444,5 @@ def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]
         sweeps={},
         teacher_flops=float(np.mean([summary.teacher_flops for summary in summaries])),
         recipe=summaries[0].recipe,
+        ours=summaries[0].ours,
     )

@@ -1,10 +1,11 @@
-"""Size times exit: early exit on top of the sizes of a finished run, each input leaving when the answer is sure enough.
+"""Size times exit: on top of the sizes of a finished run, each input leaves as soon as the answer is sure enough.
 
-Ramps are trained on each size as DeeBERT's are, and thresholds are calibrated on the `select` rows, so that the answers
-agree with those of the full network to a stated share. What the validation rows then say is reported, not chosen on.
+Ramps are trained on each size as DeeBERT's are; or, in a cascade, a size answers what it is sure of and the full
+network the rest, and nothing is trained. Thresholds are calibrated on the `select` rows, so that the answers agree with
+those of the full network to a stated share. What the validation rows then say is reported, not chosen on.
 
     RUN/studies/ramps/              the trained ramps of each size, one safetensors file each
-    RUN/studies/exits.json          what was found
+    RUN/studies/exits.json          what was found; of cascades cascades.json
 """
 
 import hashlib
@@ -13,14 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dynabert.baselines import deebert
-from dynabert.baselines.method import ElasticMethod, ExitMethod, Method, Spent
+from dynabert.baselines.cascades import RULE
+from dynabert.baselines.exiting import CascadeMethod, ExitMethod, ThresholdMethod
+from dynabert.baselines.method import ElasticMethod, Method, Spent
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
@@ -33,7 +36,7 @@ from dynabert.studies.trials import Study, relative_times
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import plain_text
 
-RESULT = "exits.json"
+RESULT, CASCADES = "exits.json", "cascades.json"
 AGREEMENTS = (0.99, 0.98, 0.95)
 FORMAT_VERSION = 1
 
@@ -42,8 +45,9 @@ FORMAT_VERSION = 1
 class ExitPoint:
     """One size with one threshold, on the validation rows.
 
-    :param asked: agreement with the full network that the threshold was calibrated to; None for the size without ramps.
-    :param threshold: of the entropy; None for the size without ramps.
+    :param subnet: the size, or the sizes of a cascade joined by ``+``.
+    :param asked: agreement with the full network that the threshold was calibrated to; None for the size without exits.
+    :param threshold: of the entropy, in a cascade as a share of the largest; None for the size without exits.
     :param metric: main metric, in hundredths.
     :param agreement: with the full network, share of the rows.
     :param n_layers: executed, mean over the rows.
@@ -129,11 +133,46 @@ def exits_of_run(
     :raises SettingError: a regression, or settings out of range.
     :raises ModelFileError: kept ramps that are damaged.
     """
-    if not all(0 < share <= 1 for share in agreements) or not agreements:
-        raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
     if not (budget > 0 and lr > 0):
         raise SettingError(f"budget {budget:g} and learning rate {lr:g} must be above 0")
     study = Study(Path(run), budget=budget, device=device, hooks=hooks)
+    sizes = subnets or tuple(study.elastic.grid.at_full_depth())
+    return _calibrated_to(agreements, study, sizes, partial(_with_ramps, study, lr=lr), RESULT)
+
+
+def cascades_of_run(
+    run: str | Path,
+    *,
+    subnets: Sequence[Subnet] = (),
+    agreements: Sequence[float] = AGREEMENTS,
+    device: str | None = None,
+) -> SizeExit:
+    """Let sizes of a finished run answer what they are sure of and its full network the rest. Nothing is trained.
+
+    :param run: a finished run folder of a classification.
+    :param subnets: which sizes come first; by default the narrowest at every depth.
+    :param agreements: with the full network, shares of the rows; promised for new rows with a confidence of 95 %, see
+        `dynabert.exits.fastest_agreeing`.
+    :param device: where to compute; by default the GPU if there is one.
+    :return: also written to ``studies/cascades.json``.
+    :raises SettingError: a regression, the full network as the first size, or settings out of range.
+    """
+    study = Study(Path(run), device=device)
+    grid = study.elastic.grid
+    sizes = subnets or tuple(Subnet(min(grid.widths), depth) for depth in grid.depths)
+    return _calibrated_to(agreements, study, sizes, _cascade, CASCADES)
+
+
+def _calibrated_to(
+    agreements: Sequence[float],
+    study: Study,
+    sizes: Sequence[Subnet],
+    exits_of: Callable[[ElasticModel, Subnet], ThresholdMethod],
+    result_file: str,
+) -> SizeExit:
+    """Sizes with exits, calibrated, measured and written down."""
+    if not all(0 < share <= 1 for share in agreements) or not agreements:
+        raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
     elastic = study.elastic
     n_classes(elastic.model.config)
     elastic.to(study.device)
@@ -143,23 +182,23 @@ def exits_of_run(
     measure = _Measure(elastic, rows.validation, full, score)
     points: list[ExitPoint] = []
     unreached: list[tuple[str, float]] = []
-    for subnet in subnets or tuple(elastic.grid.at_full_depth()):
-        trained = _with_ramps(study, elastic, subnet, lr=lr)
-        is_full = elastic.slices(subnet) == elastic.slices(Subnet())
-        found = _calibrated(trained, rows.select, agreements, reference=None if is_full else on_select)
-        unreached += [(subnet.name, share) for share, threshold in found.items() if threshold is None]
+    for subnet in sizes:
+        with_exits = exits_of(elastic, subnet)
+        ends_full = elastic.slices(_last_of(with_exits)) == elastic.slices(Subnet())
+        found = _calibrated(with_exits, rows.select, agreements, reference=None if ends_full else on_select)
+        unreached += [(with_exits.size or subnet.name, share) for share, found_at in found.items() if found_at is None]
         asked = {share: threshold for share, threshold in found.items() if threshold is not None}
-        points += [measure.without(subnet), *measure.at(trained, asked)]
+        points += [measure.without(subnet), *measure.at(with_exits, asked)]
     task = rows.task
     result = SizeExit(
         task.name, task.primary_metric, 100 * score(full), len(on_select), tuple(points), tuple(unreached)
     )
-    study.write(RESULT, result.to_dict())
+    study.write(result_file, result.to_dict())
     return result
 
 
 def _calibrated(
-    trained: ExitMethod, select: Iterable[Batch], agreements: Sequence[float], *, reference: np.ndarray | None
+    trained: ThresholdMethod, select: Iterable[Batch], agreements: Sequence[float], *, reference: np.ndarray | None
 ) -> dict[float, float | None]:
     """A threshold for each agreement; None where leaving early is not shown to agree so far."""
     logits = trained.all_exits(select)
@@ -185,9 +224,9 @@ class _Measure:
         """A size as it is, without ramps."""
         method = ElasticMethod(name="no exit", elastic=self.elastic, subnets=(subnet,))
         (time,) = self._times(method).values()
-        return self._point(method, subnet.name, subnet=subnet, time=time)
+        return self._point(method, subnet.name, size=subnet.name, time=time)
 
-    def at(self, trained: ExitMethod, asked: Mapping[float, float]) -> list[ExitPoint]:
+    def at(self, trained: ThresholdMethod, asked: Mapping[float, float]) -> list[ExitPoint]:
         """A size with its ramps, at the threshold of each agreement."""
         if not asked:
             return []
@@ -197,7 +236,7 @@ class _Measure:
         times = self._times(method)
         return [
             replace(
-                self._point(method, names[threshold], subnet=trained.subnet, time=times[names[threshold]]),
+                self._point(method, names[threshold], size=trained.size, time=times[names[threshold]]),
                 asked=share,
                 threshold=threshold,
             )
@@ -207,10 +246,10 @@ class _Measure:
     def _times(self, method: Method) -> dict[str, tuple[float, float]]:
         return relative_times(method, self.elastic.at(Subnet()), self.rows)
 
-    def _point(self, method: Method, name: str, *, subnet: Subnet, time: tuple[float, float]) -> ExitPoint:
+    def _point(self, method: Method, name: str, *, size: str, time: tuple[float, float]) -> ExitPoint:
         answers = method.predict(name, self.rows)
         return ExitPoint(
-            subnet=subnet.name,
+            subnet=size or Subnet().name,
             asked=None,
             threshold=None,
             metric=100 * self.score(answers.logits),
@@ -219,6 +258,16 @@ class _Measure:
             flops=float(answers.flops.mean()) / encoder_flops(self.elastic.shape, self.elastic.slices(Subnet())),
             time=time,
         )
+
+
+def _cascade(elastic: ElasticModel, subnet: Subnet) -> CascadeMethod:
+    """A size before the full network."""
+    return CascadeMethod(name="cascade", elastic=elastic, sizes=(subnet, Subnet()), rule=RULE, thresholds=())
+
+
+def _last_of(method: ThresholdMethod) -> Subnet:
+    """The size at whose end every row leaves."""
+    return method.sizes[-1] if isinstance(method, CascadeMethod) else cast(ExitMethod, method).subnet
 
 
 def _with_ramps(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,10 @@ class Trial:
             return cls(**about, points=points, logits=logits, sweep=sweep)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path} is no sound trial ({error}); delete it, and it is trained again") from error
+
+
+Choice = Callable[[ElasticMethod, Prepared], Method]
+"""What makes another method of a trained network, without training."""
 
 
 class Study:
@@ -287,29 +291,41 @@ class Study:
 
         :param plan: its recipe costs what it costs: see `at_budget`. Its teacher is that of the seed.
         """
+        return self.trained_and(name, plan, seed=seed, also={})[0]
+
+    def trained_and(self, name: str, plan: Plan, *, seed: int, also: Mapping[str, Choice]) -> list[Trial]:
+        """Likewise, and the trials of what else is made of the trained network, in one training where none was kept.
+
+        :param also: by name, all that its result depends on besides the network: what makes it.
+        """
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
         unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
         recipe, grid, batching = asdict(unnamed.recipe), asdict(plan.grid), asdict(plan.batching)
         settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
         work = self.folder / "running" / self._digest(settings)
-        return self.kept(f"{name}-{seed}", settings, lambda: self._train(name, unnamed, seed, work))
+        network = cache(lambda: self._trained(name, unnamed, seed, work))
+        trials = [self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))]
+        for other, choose in also.items():
+            make = partial(self._chosen, other, choose, network, seed)
+            trials.append(self.kept(f"{other}-{seed}", (*settings, other), make))
+        if work.exists():
+            remove_folder(work)
+        return trials
 
-    def _train(self, name: str, plan: Plan, seed: int, work: Path) -> Trial:
+    def _chosen(self, name: str, choose: Choice, network: Callable[[], ElasticMethod], seed: int) -> Trial:
+        return self.trial(name, choose(network(), self.rows(seed)), seed)
+
+    def _trained(self, name: str, plan: Plan, seed: int, work: Path) -> ElasticMethod:
+        """The network of a plan; that of the run, where that is its plan."""
         n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
         spent = Spent(self.cost(plan.recipe), n_steps)
-
-        def measured(folder: Path) -> Trial:
-            elastic = load_result(folder)
-            elastic.to(self.device)
-            return self.trial(name, ElasticMethod(name=name, elastic=elastic, spent=spent), seed)
-
         own = replace(self.plan, teacher=None, recipe=replace(self.plan.recipe, name=""))
-        if plan == own and self.source == self.saved.source:
-            return measured(self.run)
-        train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None, device=self.device)
-        trial = measured(work)
-        remove_folder(work)
-        return trial
+        folder = self.run if plan == own and self.source == self.saved.source else work
+        if folder == work:
+            train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None, device=self.device)
+        elastic = load_result(folder)
+        elastic.to(self.device)
+        return ElasticMethod(name=name, elastic=elastic, spent=spent)
 
     def trial(self, name: str, method: Method, seed: int) -> Trial:
         """What is kept of a trained method."""
