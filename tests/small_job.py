@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers import tiny_model
+from small_rows import masked_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dynabert.distill import Training
+from dynabert.elastic import ElasticModel
 from dynabert.loading import save_model
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES, TEACHER
@@ -35,8 +37,10 @@ def write_rows(path: Path, n_rows: int, seed: int) -> None:
             writer.writerow((" ".join(words), "good" if good else "bad"))
 
 
-def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1, n_layers: int = 2, **sizes: int) -> None:
-    """A tiny BERT of 4 heads without a task head, and its tokenizer."""
+def write_encoder(
+    folder: Path, *, seed: int = 0, dropout: float = 0.1, n_layers: int = 2, masked: bool = False, **sizes: int
+) -> None:
+    """A tiny BERT of 4 heads without a task head, with one over the vocabulary if asked for, and its tokenizer."""
     words = [*SPECIAL, *GOOD, *BAD, *THINGS, "is", "number", *map(str, range(9)), "[MASK]"]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -46,14 +50,14 @@ def write_encoder(folder: Path, *, seed: int = 0, dropout: float = 0.1, n_layers
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "pad", "sep", "unk", "mask")}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     model = tiny_model("bert", seed=seed, n_layers=n_layers, dropout=dropout, **sizes)
-    save_model(model.base_model, folder, tokenizer=fast)
+    save_model(masked_model(ElasticModel(model)) if masked else model.base_model, folder, tokenizer=fast)
 
 
-def write_job(folder: Path, *, n_layers: int = 2) -> tuple[Path, Source]:
+def write_job(folder: Path, *, n_layers: int = 2, masked: bool = False) -> tuple[Path, Source]:
     """All files of a job: the encoder's folder and where the rows are."""
     write_rows(folder / "train.csv", 240, seed=1)
     write_rows(folder / "dev.csv", 40, seed=2)
-    write_encoder(folder / "encoder", n_layers=n_layers)
+    write_encoder(folder / "encoder", n_layers=n_layers, masked=masked)
     source = Source(train=folder / "train.csv", validation=folder / "dev.csv", text="text", label="label")
     return folder / "encoder", source
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dynabert.errors import SettingError
 from dynabert.families import FAMILIES
 from dynabert.files import verify_manifest
-from dynabert.loading import load, save_model
+from dynabert.loading import has_head, load, save_model
 from dynabert.modeling import HEADS, stock_class
 
 
@@ -112,6 +112,10 @@ def test_every_head_loads_as_stock_transformers_does(family, head, tmp_path):
     assert loaded.all_tied_weights_keys == stock.all_tied_weights_keys
     if head == "ForMaskedLM":
         assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert has_head(tmp_path / "model", head)
+    assert head == "ForMaskedLM" or not has_head(tmp_path / "model", "ForMaskedLM")
+    save_model(model.base_model, tmp_path / "bare")
+    assert not has_head(tmp_path / "bare", head)
 
 
 def test_sharded_weights_load(folder):

@@ -41,7 +41,7 @@ from dynabert.modeling import (
     stock_config_class,
 )
 from dynabert.subnet import EncoderShape, Subnet
-from dynabert.weights import Stored, check_state, count_layers, head_keys, open_weights, read_state
+from dynabert.weights import Stored, check_state, count_layers, head_keys, missing_head, open_weights, read_state
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -122,6 +122,24 @@ def load(
         cut.finish(model)
     model.name_or_path = model.config.name_or_path = str(source)
     return model
+
+
+def has_head(source: str | Path, head: str) -> bool:
+    """Whether a checkpoint holds the weights of a head, so that `load` starts none of it from random numbers.
+
+    :param source: as in `load`.
+    :param head: a name in `HEADS`.
+    :raises SettingError: an unknown family or head.
+    :raises ModelFileError: a folder that is missing, damaged, or in a format that is not read.
+    """
+    folder = resolve(source)
+    fields = _fields(folder)
+    family, narrow = _family(fields.get("model_type"))
+    model_class = (narrow_class if narrow else stock_class)(family, head)
+    _set_labels(fields, None, None, head, folder)
+    config = _config(folder, fields, (narrow_config_class if narrow else stock_config_class)(family))
+    with open_weights(weight_files(folder), model_class.base_model_prefix) as stored:
+        return not missing_head(stored, _skeleton(folder, model_class, config, stored))
 
 
 def read_shape(folder: Path) -> tuple[Family, EncoderShape, str]:

@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """A difference a - b as measured, and on each resample of the rows and seeds, shape (n,)."""
+    """A difference a - b as measured, and on each resample of the rows with the chance of training, shape (n,)."""
 
     mean: float
     values: np.ndarray
@@ -156,8 +156,9 @@ def paired_difference(
 ) -> Difference:
     """How much better a is than b on the same rows, and how sure that is.
 
-    Both are resampled with the same rows. Given lists, seeds are resampled too, a's with b's at the same place: that
-    covers the chance of training as far as so few seeds show it (of one task with fewer than five a little short).
+    Both are resampled with the same rows. Given lists, the seeds are paired too, a's with b's at the same place, and
+    the chance of training is added: by Student's t, for few seeds tell little of it. Of two seeds intervals are very
+    wide; of one they say nothing of other trainings.
 
     :param metric_fn: as in `bootstrap_interval`.
     :param labels: shape (rows,).
@@ -183,7 +184,7 @@ def grid_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Difference:
-    """As `paired_difference`, for the mean over several Subnets; all are resampled with the same rows and seeds.
+    """As `paired_difference`, for the mean over several Subnets; all are resampled with the same rows.
 
     :param predictions_a: predictions, or lists of them by seed, by the name of the Subnet.
     :param predictions_b: likewise, of the same Subnets.
@@ -206,7 +207,7 @@ def resampled_difference(
 ) -> Resampled:
     """What `grid_difference` takes its interval from; the parameters and errors are its own.
 
-    :return: the difference a - b as measured, and on each resample of rows and seeds, shape (n,).
+    :return: the difference a - b as measured, and on each resample, shape (n,).
     """
     sides = [_by_seed(predictions_a), _by_seed(predictions_b)]
     if not predictions_a or set(sides[0]) != set(sides[1]):
@@ -223,23 +224,22 @@ def resampled_difference(
     random = np.random.default_rng(seed)
     measured = np.array([metric_fn(labels, run) for run in runs]).reshape(shape)
     resampled = _resampled(metric_fn, labels, runs, n, random).reshape(n, *shape)
-    # (resamples, seeds): a - b of the mean over the Subnets
-    gains = _spread_over_seeds((resampled[:, 0] - resampled[:, 1]).mean(axis=1))
-    drawn = random.integers(0, shape[2], (n, shape[2]))
-    return Resampled(float((measured[0] - measured[1]).mean()), np.take_along_axis(gains, drawn, axis=1).mean(axis=1))
+    own = (measured[0] - measured[1]).mean(axis=0)  # (seeds,): a - b of the mean over the Subnets
+    gains = (resampled[:, 0] - resampled[:, 1]).mean(axis=(1, 2))  # (resamples,): likewise, mean over the seeds
+    return Resampled(float(own.mean()), gains + _chance_of_training(own, n, random))
 
 
-def _spread_over_seeds(gains: np.ndarray) -> np.ndarray:
-    """Differences (resamples, seeds) whose mean over seeds drawn from them varies as that over new seeds would.
+def _chance_of_training(gains: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
+    """How far the mean over other seeds may lie from that of these, shape (n,): Student's t with seeds - 1 degrees.
 
-    The variance of k values around their own mean is (k - 1) / k of that around the true one. With a handful of seeds
-    that matters; rows are so many that it does not.
+    Drawing anew among two or three seeds instead would show far too little of it.
+
+    :param gains: the difference of each seed, shape (seeds,); of one seed nothing is known, and 0 is returned.
     """
-    n_seeds = gains.shape[1]
+    n_seeds = len(gains)
     if n_seeds == 1:
-        return gains
-    centre = gains.mean(axis=1, keepdims=True)
-    return centre + np.sqrt(n_seeds / (n_seeds - 1)) * (gains - centre)
+        return np.zeros(n)
+    return gains.std(ddof=1) / np.sqrt(n_seeds) * random.standard_t(n_seeds - 1, n)
 
 
 def mean_difference(comparisons: Sequence[tuple[float, np.ndarray]], *, level: float = 0.95) -> Difference:

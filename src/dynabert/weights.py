@@ -234,6 +234,17 @@ def read_state(
     return {name: made[key] if key in made else stored[key].read() for key, name in names.items()}
 
 
+def missing_head(stored: dict[str, Stored], skeleton: "PreTrainedModel") -> list[str]:
+    """What a model has beside its encoder that a checkpoint lacks, by key.
+
+    :param stored: from `open_weights`.
+    :param skeleton: the model on the meta device, which gives names and shapes.
+    """
+    names, _ = _named(skeleton)
+    own = f"{skeleton.base_model_prefix}."
+    return [key for key, name in names.items() if not name.startswith(own) and key not in stored]
+
+
 def check_state(
     stored: dict[str, Stored], skeleton: "PreTrainedModel", *, where: Path, replaced: frozenset[str] = frozenset()
 ) -> None:

@@ -9,13 +9,14 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
-from small_studies import EFFECTS, beside, made_sweep, write_ablation, write_comparison, write_deployed
+from small_studies import EFFECTS, SIZES, beside, made_sweep, write_ablation, write_comparison, write_deployed
 
 from dynabert.errors import SettingError
 from dynabert.files import write_json
 from dynabert.report import REPORT_FILE, report_run
+from dynabert.report.figure import COLOURS, SHAPES
 from dynabert.rewire import Importance
-from dynabert.studies.compare import OURS
+from dynabert.studies.compare import ALL, OURS
 
 
 @pytest.fixture
@@ -77,7 +78,22 @@ def test_captions_say_what_was_spent_on_training(begun):
     assert "1.5 TFLOPs of training each, seeds 42, 43." in captions["front"]
     assert "Shown is seed 42." in captions["front"] and "DynaBERT, this run is the result" in captions["front"]
     assert "1.5 TFLOPs of training each, seeds 42, 43." in captions["gaps"] and "Holm" in captions["gaps"]
+    assert "intervals over rows and seeds" in captions["gaps"]
+    assert "over rows of one training, another seed may differ by more" in captions["ablations"]
     assert "1 TFLOPs of training each, seed 42." in captions["ablations"] and "Holm" in captions["ablations"]
+
+
+def test_a_run_that_was_measured_at_more_sizes_is_still_what_took_part(begun):
+    own = made_sweep((*SIZES, "h1-n0.5-d1"))
+    own.to_json(begun / "sweep.json")
+    write_comparison(begun, {**beside(own), OURS: made_sweep(latency=False)})
+    assert "DynaBERT, this run" not in report_run(begun).page.read_text()
+
+
+def test_methods_are_told_apart_by_colour_and_shape():
+    assert len(set(SHAPES)) == len(SHAPES) and len(set(COLOURS)) == len(COLOURS)
+    drawn = {(COLOURS[n % len(COLOURS)], SHAPES[n % len(SHAPES)]) for n in range(len(ALL) + 2)}
+    assert len(drawn) == len(ALL) + 2  # with DynaBERT's sizes and the run itself
 
 
 def test_what_was_deployed_is_shown_by_what_it_costs(begun):

@@ -55,6 +55,19 @@ def test_no_variant_learns_from_a_cut_teacher_that_was_never_trained_at_that_siz
     assert [(stage.teacher, stage.teacher_width) for stage in alone] == 2 * [("original", "full")]
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_last_stage_on_labels_is_short_and_stays_on_labels(recipe: str) -> None:
+    plan = Plan(recipe=RECIPES[recipe])
+    added = variants_of(plan, ["finetune"])["finetune", "with"].recipe.stages
+    assert added[-1].name == "finetune" and added[-1].epochs == added[-2].epochs / 4
+    assert added[-1].schedule == added[-2].schedule
+    ending = Plan(recipe=RECIPES[recipe].adjusted(finetune=1))
+    for (_, variant), changed in variants_of(ending, ["distillation"]).items():
+        last = changed.recipe.stages[-1]
+        assert (last.name, last.teacher) == ("finetune", "none") and last.weights.labels == 1, variant
+    assert ("finetune", "without") in variants_of(ending, tuple(FACTORS))
+
+
 def test_a_recipe_without_a_previous_stage_has_no_teacher_width() -> None:
     assert not variants_of(Plan(recipe=RECIPES["default"]), ["teacher-width"])
 

@@ -13,12 +13,12 @@ from dynabert.errors import SettingError
 from dynabert.recipes import TEACHER, Recipe
 from dynabert.results import load_result
 from dynabert.run import train
-from dynabert.studies.compare import OURS, compare
+from dynabert.studies.compare import CASCADE, OURS, compare
 from dynabert.studies.trials import Study, Trial
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep
+from dynabert.tasks import TASKS
 
-ALL_BUT_COSTLY = ("layerdrop-masked", "first-layers")
 SETTINGS = {"methods": ["deebert", "layerdrop", "alone"], "n_seeds": 2, "lrs": (5e-4, 2e-3), "budget": 0.5}
 
 
@@ -102,27 +102,73 @@ def test_unknown_methods_are_refused(run: Path) -> None:
         compare(run, n_seeds=0)
 
 
-def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(run: Path) -> None:
+def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, source = write_job(tmp_path, n_layers=4, masked=True)
+    run = tmp_path / "run"
+    train(encoder, source, run, plan=small_plan(), latency=None)
     result = compare(run, methods=["layerdrop-masked", "layerdrop"], budget=0.5)
-    trials, budget = trials_of(run), Study(run, budget=0.5)
+    trials, study = trials_of(run), Study(run, budget=0.5)
     one, other = (trials[f"{name}-lr0.002-42"] for name in ("layerdrop-masked", "layerdrop"))
-    assert one.training_flops <= 1.01 * (budget.budget_flops + budget.teacher_flops) and one.points != other.points
+    assert one.training_flops <= 1.01 * (study.budget_flops + study.teacher_flops) and one.points != other.points
     assert {row.method for row in result.standings} == {OURS, "layerdrop-masked", "layerdrop"}
-
-
-def test_a_tokenizer_without_a_mask_does_without_the_masked_phase(
-    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokenizer = Study(run).tokenizer
+    tokenizer = study.tokenizer
     tokenizer.mask_token = None
     monkeypatch.setattr("dynabert.studies.trials.load_tokenizer", lambda folder: tokenizer)
     with pytest.raises(SettingError, match=r"layerdrop-masked: its masked phase needs a mask token.*leave out"):
+        compare(run, methods=["layerdrop-masked"])
+
+
+def test_an_encoder_without_a_head_over_the_vocabulary_does_without_the_masked_phase(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head of random numbers would train the encoder through noise."""
+    with pytest.raises(SettingError, match=r"layerdrop-masked: its masked phase needs the encoder's own head.*encoder"):
         compare(run, methods=["layerdrop-masked", "first-layers"])
-    monkeypatch.setattr("dynabert.studies.compare.METHODS", {name: METHODS[name] for name in ALL_BUT_COSTLY})
-    with caplog.at_level("INFO", logger="dynabert"):
-        result = compare(run, methods=ALL_BUT_COSTLY, budget=0.5)
+    monkeypatch.setattr("dynabert.studies.compare.ALL", ("layerdrop-masked", "first-layers"))
+    result = compare(run, methods=("layerdrop-masked", "first-layers"), budget=0.5)
     assert {row.method for row in result.standings} == {OURS, "first-layers"}
-    assert "left out: layerdrop-masked, for its masked phase" in caplog.text
+    assert set(result.left_out) == {"layerdrop-masked"} and "Left out: layerdrop-masked" in " ".join(
+        result.table().split()
+    )
+
+
+def test_the_best_cascade_stands_beside_the_best_size(run: Path) -> None:
+    plain = compare(run, methods=["first-layers"], budget=0.5)
+    before = trials_of(run)
+    result = compare(run, methods=[CASCADE, "first-layers"], budget=0.5)
+    by_place = {(row.method, row.share): row for row in result.standings}
+    full, study = encoder_flops(load_result(run).shape, load_result(run).slices(Subnet())), Study(run, budget=0.5)
+    trial = trials_of(run)[f"{CASCADE}-lr0.002-42"]
+    assert trial.training_flops == before[f"{OURS}-lr0.002-42"].training_flops, "nothing more is trained"
+    for share in (0.5, 0.25):
+        row, ours = by_place[CASCADE, share], by_place[OURS, share]
+        if row.metric is None:
+            continue
+        assert "+" in row.point and row.difference is not None
+        assert row.difference.mean == pytest.approx(ours.metric - row.metric)
+        right = trial.logits[row.point].argmax(1) == study.labels
+        assert row.metric == pytest.approx(100 * np.mean(right))
+        assert next(p for p in trial.points if p.name == row.point).select_flops <= share * full * (1 + 1e-9)
+    assert any(row.metric is not None for (method, _), row in by_place.items() if method == CASCADE)
+    turned = compare(run, methods=["first-layers"], ours=CASCADE, budget=0.5)
+    assert turned.ours == CASCADE and f"ours: {CASCADE}" in turned.table()
+    for row in turned.standings:
+        ours = next(other for other in turned.standings if (other.method, other.share) == (CASCADE, row.share))
+        if row.method != CASCADE and row.difference is not None:
+            assert row.difference.mean == pytest.approx(ours.metric - row.metric)
+    assert plain.ours == OURS
+
+
+def test_cascades_are_refused_for_a_regression(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "dynabert.studies.compare.Study.task",
+        property(lambda self: TASKS["stsb"], lambda self, task: None),
+        raising=False,
+    )
+    with pytest.raises(SettingError, match="dynabert-cascade: early exit needs classes, and stsb is a regression"):
+        compare(run, methods=[CASCADE])
+    with pytest.raises(SettingError, match="ours 'magic'"):
+        compare(run, ours="magic")
 
 
 def test_every_method_of_the_table_can_be_compared(run: Path) -> None:

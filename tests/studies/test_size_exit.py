@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from small_job import small_plan, write_job
 
+from dynabert.cascade import Cascade
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.hooks import Hooks, StepReport
 from dynabert.measure import predict
 from dynabert.results import load_result
 from dynabert.run import train
-from dynabert.studies.size_exit import exits_of_run
+from dynabert.studies.size_exit import cascades_of_run, exits_of_run
 from dynabert.studies.trials import Study
 from dynabert.subnet import Subnet
 
@@ -98,6 +99,25 @@ def test_damaged_ramps_are_named(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelFileError, match=f"{path.name} holds no sound ramps.*delete it"):
         exits_of_run(run, **settings)
+
+
+def test_a_cascade_agrees_with_the_full_network_and_trains_nothing(run: Path) -> None:
+    result = cascades_of_run(run, agreements=(0.8, 0.5))
+    elastic, study = load_result(run), Study(run)
+    by_asked = {(point.subnet, point.asked): point for point in result.points}
+    assert {name for name, asked in by_asked if asked is None} == {"w0.5-d1", "w0.5-d0.5"}, "the narrowest, all depths"
+    reached = [key for key in by_asked if key[1] is not None]
+    assert reached and all(name in ("w0.5-d1+w1-d1", "w0.5-d0.5+w1-d1") for name, _ in reached)
+    full = predict(elastic.at(Subnet()), study.rows(42).validation)
+    for key in reached:
+        point = by_asked[key]
+        run_of = Cascade(elastic, key[0].split("+")).predict(study.rows(42).validation, point.threshold)
+        assert point.agreement == np.mean(run_of.logits.argmax(1) == full.argmax(1))
+        assert point.n_layers == pytest.approx(run_of.n_layers.mean())
+    saved = json.loads((run / "studies" / "cascades.json").read_text())
+    assert len(saved["points"]) == len(result.points)
+    with pytest.raises(SettingError, match="is no cascade"):
+        cascades_of_run(run, subnets=[Subnet()])
 
 
 def test_shares_out_of_range_are_refused(run: Path) -> None:

@@ -62,9 +62,9 @@ class Inputs:
     hooks: Hooks | None = None
 
 
-_RAMP_LR = 10.0
-"""Learning rate of DeeBERT's ramps, in that of fine-tuning, as FastBERT has it for its heads: on a network that stays
-as it is, new ramps learn little at rates meant for whole networks."""
+RAMP_LR = 10.0
+"""Learning rate of ramps and student heads, in that of fine-tuning, as FastBERT has it: on a network that stays as it
+is, new ramps learn little at rates meant for whole networks."""
 
 
 def _deebert(inputs: Inputs) -> Method:
@@ -72,7 +72,7 @@ def _deebert(inputs: Inputs) -> Method:
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
-        lr=_RAMP_LR * inputs.lr,
+        lr=RAMP_LR * inputs.lr,
         budget_flops=inputs.budget_flops,
         pooler_of=inputs.start.model,
         evaluate=ramps.selection_score(inputs.rows.select, inputs.rows.task),
@@ -85,7 +85,7 @@ def _fastbert(inputs: Inputs) -> Method:
         inputs.teacher,
         inputs.rows.train,
         training=inputs.training,
-        lr=inputs.lr,
+        lr=RAMP_LR * inputs.lr,
         budget_flops=inputs.budget_flops,
         evaluate=ramps.selection_score(inputs.rows.select, inputs.rows.task),
         hooks=inputs.hooks,

@@ -29,8 +29,6 @@ SPEEDS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Operating points: the largest normalised entropy at which a row leaves. The paper reports 0.1, 0.5 and 0.8."""
 
 WIDTH, N_HEADS = 128, 2
-LR_FACTOR = 10.0
-"""Learning rate of the student heads, in that of fine-tuning."""
 
 
 class StudentHead(Ramp):
@@ -96,7 +94,7 @@ def train(
 
     :param teacher: the fine-tuned network; or DynaBERT, with a `subnet` of it.
     :param batches: rows, by step; labels are not used.
-    :param lr: of fine-tuning; the student heads learn at ten times that.
+    :param lr: peak learning rate of the student heads; the paper: ten times that of fine-tuning.
     :param budget_flops: what training may spend.
     :param subnet: the size that gets the heads.
     :param thresholds: the operating points.
@@ -110,7 +108,7 @@ def train(
         batches,
         name=NAME,
         loss=teacher_loss,
-        lr=LR_FACTOR * lr,
+        lr=lr,
         budget_flops=budget_flops,
         training=training,
         subnet=subnet,

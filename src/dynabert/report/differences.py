@@ -19,17 +19,20 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.studies import Ablated, Compared, Gap
+from dynabert.report.studies import Ablated, Compared, Gap, Trainings
 from dynabert.report.tables import Table
 from dynabert.studies.ablate import BASE, MEAN, Effect
+from dynabert.studies.trials import covering
 
 SURE = 0.05
 """Points of a corrected p value below this are filled."""
 
-_READ = (
-    f"Bars are 95 % intervals over rows and seeds, paired. Filled points have a p value below {SURE:g} after Holm's "
-    "correction for all differences of the study; hollow ones may be chance."
-)
+
+def _how_read(trainings: Trainings) -> str:
+    return (
+        f"Bars are paired 95 % intervals {covering(trainings.seeds)}. Filled points have a p value below {SURE:g} "
+        "after Holm's correction for all differences of the study; hollow ones may be chance."
+    )
 
 
 @dataclass(frozen=True)
@@ -97,20 +100,26 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
     if not compared.gaps:
         return None
     data = tables.table({**vars(row), "where": f"{row.share:.0%}"} for row in compared.gaps)
-    chart = _Chart("gaps", "method", "method", methods, "DynaBERT minus the method, points", ("method", "point"))
+    ours = "DynaBERT in cascades" if compared.by_cascades else "DynaBERT"
+    chart = _Chart("gaps", "method", "method", methods, f"{ours} minus the method, points", ("method", "point"))
     lines = tuple(
-        (row.method, f"{row.share:.0%}", row.point, f"{row.metric:.2f}", f"{row.flops:.0%}", *_numbers(row))
+        (
+            *(row.method, f"{row.share:.0%}", row.point, f"{row.metric:.2f}", f"{row.flops:.0%}"),
+            *(f"{row.alone:.0%}", f"{row.together:.0%}", f"{row.n_steps:,}", *_numbers(row)),
+        )
         for row in compared.gaps
     )
     missing = ", ".join(f"{method} at {share:.0%}" for method, share in compared.unpaired)
-    headers = ("method", "FLOPs at most", "point", "metric", "FLOPs spent", "DynaBERT minus it", "95 % interval")
+    spent = ("FLOPs spent", "time, one by one", "time, by 32", "steps")
+    headers = ("method", "FLOPs at most", "point", "metric", *spent, f"{ours} minus it", "95 % interval")
     places = tuple(dict.fromkeys(data["where"]))
     return Figure(
         name="gaps",
         title="DynaBERT beside other methods",
-        caption="How much better DynaBERT is, in points of the main metric, where both may cost at most this share of "
+        caption=f"How much better {ours} is, in points of the main metric, where both may cost at most this share of "
         "the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what "
-        f"they spend on the validation rows stands in the numbers. {compared.trainings}. {_READ}"
+        "they spend on the validation rows, and the time of an input in the full network's, stand in the numbers. "
+        f"{compared.trainings}. {_how_read(compared.trainings)}"
         + (f" Nothing to compare: {missing}." if missing else ""),
         spec=spec_of(chart.of(data)),
         data={"gaps": data, "zero": {"x": [0]}},
@@ -125,6 +134,10 @@ def _named(effect: Effect) -> str:
     return f"{effect.factor}: {effect.variant}{beside}"
 
 
+def _rate(effect: Effect) -> str:
+    return ("by task" if effect.lr is None else f"{effect.lr:g}") + ("*" if effect.at_edge else "")
+
+
 def ablation_figure(ablated: Ablated) -> Figure | None:
     """What each variant changes; None where nothing was varied."""
     if not ablated.effects:
@@ -135,14 +148,17 @@ def ablation_figure(ablated: Ablated) -> Figure | None:
     chart = _Chart("ablations", "name", "factor", factors, "difference, points", ("factor", "variant", "where"))
     places = tuple(dict.fromkeys(data["where"]))
     names = {where: "mean over the grid" if where == MEAN else where for where in places}
-    lines = tuple((row.factor, row.variant, row.against, names[row.where], *_numbers(row)) for row in effects)
-    headers = ("factor", "variant", "minus", "size", "difference", "95 % interval", "p (Holm)")
+    lines = tuple(
+        (row.factor, row.variant, row.against, names[row.where], *_numbers(row), _rate(row)) for row in effects
+    )
+    headers = ("factor", "variant", "minus", "size", "difference", "95 % interval", "p (Holm)", "learning rate")
+    edge = " *: the lowest or highest rate that was tried." if any(row.at_edge for row in effects) else ""
     return Figure(
         name="ablations",
         title="Ablations",
         caption="How much better a variant is than the base, or than what it is said to stand beside, in points of "
         "the main metric; right of the line it is ahead. "
-        f"{ablated.trainings}. {_READ}",
+        f"{ablated.trainings}. {_how_read(ablated.trainings)}{edge}",
         spec=spec_of(chart.of(data)),
         data={"ablations": data, "zero": {"x": [0]}},
         controls=unless_one("Size", tuple(Option(names[where], {"where": where}) for where in places)),

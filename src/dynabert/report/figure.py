@@ -13,6 +13,8 @@ import vl_convert
 
 from dynabert.report.tables import Table, rows_of
 
+SHAPES = ("circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right")
+"""One fewer than `COLOURS`, so that both together tell 56 methods apart."""
 COLOURS = ("#3b82c4", "#d0682a", "#2a9160", "#a55fc4", "#cc4258", "#8f7a12", "#16879a", "#7c828a")
 """Each stands out from a white and from a dark page."""
 

@@ -171,7 +171,17 @@ def _plan(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
                 f"Stage {stage.get('name')}",
                 f"{stage.get('epochs'):g} epochs, learning rate {stage.get('lr'):g}; losses: {terms}",
             )
-    names = ("batch_size", "max_tokens", "max_length", "seed", "precision", "warmup", "rewired", "world_size")
+    names = (
+        "batch_size",
+        "max_tokens",
+        "max_length",
+        "seed",
+        "precision",
+        "warmup",
+        "order",
+        "depth_rule",
+        "world_size",
+    )
     found = [f"{name} {plan[name]}" for name in names if plan.get(name) is not None]
     if found:
         yield "Settings", ", ".join(found)

@@ -8,6 +8,7 @@ import altair as alt
 from dynabert.report import tables
 from dynabert.report.figure import (
     DARK,
+    SHAPES,
     WIDE,
     Control,
     Figure,
@@ -124,7 +125,7 @@ def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.
     colour, fill, shape = (
         alt.Color("method:N", **by_method),
         alt.Fill("method:N", **by_method),
-        alt.Shape("method:N", **by_method),
+        alt.Shape("method:N", **{**by_method, "scale": alt.Scale(domain=methods, range=list(SHAPES))}),
     )
     base = (
         alt.Chart(alt.NamedData("front"))

@@ -27,17 +27,20 @@ class Trainings:
 
     :param flops: of each one.
     :param teacher_flops: that methods may spend as well which train without the teacher.
+    :param recipe: by which DynaBERT, or the base of an ablation, was trained; empty where the file does not say.
     """
 
     seeds: tuple[int, ...]
     flops: float
     teacher_flops: float = 0.0
+    recipe: str = ""
 
     def __str__(self) -> str:
         numbers = ", ".join(map(str, self.seeds))
         teacher = f" (and the teacher's {self.teacher_flops / 1e12:.3g} where it is not used)"
         spent = f"{self.flops / 1e12:.3g} TFLOPs of training each{teacher if self.teacher_flops else ''}"
-        return f"{spent}, seed{'s' if len(self.seeds) > 1 else ''} {numbers}"
+        recipe = f", recipe {self.recipe}" if self.recipe else ""
+        return f"{spent}{recipe}, seed{'s' if len(self.seeds) > 1 else ''} {numbers}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Gap:
     :param metric: of the method, in points.
     :param flops: of it, as a share of the full network's.
     :param p_holm: two-sided p value, corrected for all differences of the study.
+    :param n_steps: of its training.
+    :param alone: time of an input, one by one, as a share of the full network's.
+    :param together: likewise, in batches of 32.
     """
 
     method: str
@@ -59,6 +65,9 @@ class Gap:
     low: float
     high: float
     p_holm: float
+    n_steps: int
+    alone: float
+    together: float
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,14 @@ class Compared:
     :param sweeps: of the first seed, by method; DynaBERT's own is the one that took part.
     :param gaps: of each method and share at which it has a point.
     :param unpaired: methods and shares at which there is nothing to compare.
+    :param by_cascades: the gaps are those of DynaBERT's cascades, not of its sizes.
     """
 
     sweeps: dict[str, Sweep]
     gaps: tuple[Gap, ...]
     unpaired: tuple[tuple[str, float], ...]
     trainings: Trainings
+    by_cascades: bool = False
 
     def beside(self, own: Sweep) -> dict[str, Sweep]:
         """The sweeps that stand in one figure, DynaBERT first.
@@ -82,7 +93,8 @@ class Compared:
         """
         compared = next((sweep for name, sweep in self.sweeps.items() if _is_ours(name)), own)
         others = {name: sweep for name, sweep in self.sweeps.items() if not _is_ours(name)}
-        if _metrics(compared) == _metrics(own):
+        measured = _metrics(own)
+        if all(measured.get(size) == metric for size, metric in _metrics(compared).items()):  # it may have more sizes
             return {OWN_METHOD: own, **others}
         return {OWN_METHOD: compared, OWN_RUN: own, **others}
 
@@ -126,7 +138,8 @@ def read_compared(out: Path, own: Sweep) -> Compared:
             gaps.append(_gap(row, method, share, what))
         elif not _is_ours(method):
             unpaired.append((method, share))
-    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved, path))
+    by_cascades = saved.get("ours") == compare.CASCADE
+    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved, path), by_cascades)
 
 
 def _gap(row: Mapping[str, Any], method: str, share: float, what: str) -> Gap:
@@ -135,6 +148,10 @@ def _gap(row: Mapping[str, Any], method: str, share: float, what: str) -> Gap:
         raise ModelFileError(f"{what}: difference {difference!r} is not a mean and two ends; {_again(what)}")
     mean, low, high = (_typed({"difference": end}, "difference", float, what) for end in difference)
     metric, flops, p_holm = (_typed(row, name, float, what) for name in ("metric", "flops", "p_holm"))
+    time = row.get("time")
+    if not isinstance(time, list) or len(time) != 2:
+        raise ModelFileError(f"{what}: time {time!r} is not one of an input alone and one of many; {_again(what)}")
+    alone, together = (_typed({"time": value}, "time", float, what) for value in time)
     return Gap(
         method=method,
         share=share,
@@ -145,6 +162,9 @@ def _gap(row: Mapping[str, Any], method: str, share: float, what: str) -> Gap:
         low=low,
         high=high,
         p_holm=p_holm,
+        n_steps=_typed(row, "n_steps", int, what),
+        alone=alone,
+        together=together,
     )
 
 
@@ -165,7 +185,8 @@ def _effect(row: Mapping[str, Any], what: str) -> Effect:
     )
     lr = None if row.get("lr") is None else _typed(row, "lr", float, what)
     against = _typed(row, "against", str, what) if "against" in row else BASE
-    return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr, against)
+    at_edge = "at_edge" in row and _typed(row, "at_edge", bool, what)
+    return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr, against, at_edge)
 
 
 def _rows(saved: Mapping[str, Any], path: Path) -> Sequence[tuple[Mapping[str, Any], str]]:
@@ -183,7 +204,8 @@ def _trainings(saved: Mapping[str, Any], path: Path) -> Trainings:
         raise ModelFileError(f"{path} names no seeds; {_again(path)}")
     checked = tuple(_typed({"seeds": seed}, "seeds", int, str(path)) for seed in seeds)
     flops = {name: _typed({name: 0.0, **saved}, name, float, str(path)) for name in ("training_flops", "teacher_flops")}
-    return Trainings(checked, *flops.values())
+    recipe = _typed({"recipe": "", **saved}, "recipe", str, str(path))
+    return Trainings(checked, flops["training_flops"], flops["teacher_flops"], recipe)
 
 
 def _table(value: Any, what: str | Path) -> Mapping[str, Any]:  # noqa: ANN401 (whatever the file holds)

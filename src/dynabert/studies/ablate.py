@@ -21,7 +21,7 @@ from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, variants_of
-from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings, tuned
+from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings, counted, covering, tuned
 from dynabert.sweep import plain_text
 
 BASE = "base"
@@ -36,7 +36,7 @@ class Effect:
     """What changing one thing does, in hundredths of the metric, over the seeds: variant minus what it is against.
 
     :param where: ``mean`` over the grid, or the name of one Subnet.
-    :param low: end of the 95 % interval over rows and seeds; of one task with fewer than five seeds a little short.
+    :param low: end of the 95 % interval, see `dynabert.studies.trials.covering`.
     :param p_holm: two-sided p value, corrected for all effects of the study by Holm's method.
     :param metric: of the variant, mean over the seeds.
     :param lr: the learning rate chosen for the variant on the `select` rows; None where tasks differ in it.
@@ -88,7 +88,8 @@ class Ablation:
 
         base, edge = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items()), "*" * self.base_at_edge
         title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {_rate(self.base_lr)}{edge})"
-        caption = f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
+        caption = f"{counted(self.seeds)}, {self.training_flops / 1e12:.3g} TFLOPs of training each; "
+        caption += f"95 %: {covering(self.seeds)}"
         if self.base_at_edge or any(row.at_edge for row in self.effects):
             caption += "; * the lowest or highest rate that was tried"
         table = Table(title=title, caption=caption, box=box.SIMPLE)

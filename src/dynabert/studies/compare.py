@@ -6,9 +6,8 @@ the same list, on the `select` rows with the first seed; where the best of sever
 tried beyond it. Methods that fine-tune the encoder themselves may spend the teacher's training FLOPs as well.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,17 @@ from dynabert.statistics import (
     p_value,
     resampled_difference,
 )
-from dynabert.studies.trials import N_RESAMPLES, Point, Study, Trial, Tuned, check_settings, tuned
+from dynabert.studies.trials import (
+    N_RESAMPLES,
+    Point,
+    Study,
+    Trial,
+    Tuned,
+    check_settings,
+    counted,
+    covering,
+    tuned,
+)
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
 
@@ -47,8 +56,6 @@ NO_POINT = "no point so cheap"
 ALL = (CASCADE, *METHODS)
 """What can stand beside DynaBERT's sizes."""
 
-log = logging.getLogger("dynabert")
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -59,8 +66,8 @@ class Standing:
     :param share: of the full network's FLOPs, at most.
     :param point: what was chosen with the first seed, or `NO_POINT`.
     :param flops: of an input at that point, as a share of the full network's, on the validation rows.
-    :param difference: DynaBERT (`Comparison.ours`) minus the method, with its 95 % interval over rows and seeds; of one
-        task with fewer than five seeds it is a little short. None for itself, and where it has no such point.
+    :param difference: DynaBERT (`Comparison.ours`) minus the method, with its 95 % interval, see `covering`. None for
+        itself, and where it has no such point.
     :param p_holm: two-sided p value, corrected for all differences of the comparison.
     :param time: of an input, as a share of the full network's, one by one and in batches of 32.
     :param lr: that was chosen; None where tasks differ in it.
@@ -90,6 +97,7 @@ class Comparison:
     :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
     :param recipe: by which DynaBERT was trained.
     :param ours: what the others are compared with: a name in `OWN`.
+    :param left_out: methods that cannot do one of the tasks, and why.
     """
 
     task: str
@@ -102,6 +110,7 @@ class Comparison:
     teacher_flops: float = 0.0
     recipe: str = ""
     ours: str = OURS
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -133,12 +142,15 @@ class Comparison:
 
     def _caption(self) -> str:
         caption = f"ours: {self.ours}" + (f", recipe {self.recipe}; " if self.recipe else "; ")
-        caption += f"{len(self.seeds)} seeds, {self.training_flops / 1e12:.3g} TFLOPs of training each"
+        caption += f"{counted(self.seeds)}, {self.training_flops / 1e12:.3g} TFLOPs of training each"
         if self.teacher_flops:
             own = ", ".join(name for name in self._methods() if name in METHODS and METHODS[name].from_encoder)
             also = f"; {own} also the {self.teacher_flops / 1e12:.3g} of the teacher, which they do without"
             caption += also if own else ""
         caption += ". p: by Holm; x1, x32: time of an input, alone and in batches of 32, in the full network's."
+        caption += f" 95 %: {covering(self.seeds)}."
+        if self.left_out:
+            caption += " Left out: " + "; ".join(f"{name}, for {why}" for name, why in self.left_out.items()) + "."
         return caption + (" *: the lowest or highest rate tried." if any(row.at_edge for row in self.standings) else "")
 
     def _methods(self) -> tuple[str, ...]:
@@ -341,30 +353,28 @@ def compare(
             raise SettingError(one_of(what, name, names))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks) for run in runs]
-    methods = _possible(methods, studies)
-    _possible([ours], studies)
+    left_out = _left_out((ours, *methods), studies, whole=set(methods) == set(ALL) and ours == OURS)
+    methods = [method for method in methods if method not in left_out]
     tasks = [_TaskComparison(study, methods, ours=ours, rates=lrs, n_seeds=n_seeds) for study in studies]
     stood, summaries = [], []
     for draw, task in enumerate(tasks):
         task.train()
         stood.append(task.standings(draw=draw))
-        summaries.append(task.summary(_standings([stood[-1]])))
+        summaries.append(replace(task.summary(_standings([stood[-1]])), left_out=left_out))
         task.study.write(RESULT, summaries[-1].to_dict())
     return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _standings(stood))
 
 
-def _possible(methods: Sequence[str], studies: Sequence[Study]) -> tuple[str, ...]:
-    """The methods that can do all tasks; of the whole list those that cannot are left out, else they are refused.
+def _left_out(methods: Sequence[str], studies: Sequence[Study], *, whole: bool) -> dict[str, str]:
+    """The methods that cannot do all tasks, and why; of the whole list they are left out, else they are refused.
 
     :raises SettingError: a method was asked for by name that cannot do one of the tasks.
     """
     obstacles = {method: found for method in methods if (found := _obstacle(method, studies))}
-    if obstacles and set(methods) != set(ALL):
+    if obstacles and not whole:
         method, obstacle = next(iter(obstacles.items()))
         raise SettingError(f"{method}: {obstacle}; leave out {', '.join(obstacles)}")
-    for method, obstacle in obstacles.items():
-        log.info("left out: %s, for %s", method, obstacle)
-    return tuple(method for method in methods if method not in obstacles)
+    return obstacles
 
 
 def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
@@ -374,8 +384,8 @@ def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
     for study in studies:
         if needs_classes and study.task.is_regression:
             return f"early exit needs classes, and {study.task.name} is a regression"
-        if needs_mask and study.tokenizer.mask_token_id is None:
-            return f"its masked phase needs a mask token, and the tokenizer of {study.run} has none"
+        if needs_mask and (reason := study.no_masked_phase()):
+            return reason
     return None
 
 
@@ -445,4 +455,5 @@ def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]
         teacher_flops=float(np.mean([summary.teacher_flops for summary in summaries])),
         recipe=summaries[0].recipe,
         ours=summaries[0].ours,
+        left_out=summaries[0].left_out,
     )

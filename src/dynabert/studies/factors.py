@@ -28,7 +28,10 @@ def _distillation(plan: Plan) -> dict[str, Plan]:
     labels = LossWeights(logits=0, hidden=0, embeddings=0, labels=1)
 
     def weighted(change: Callable[[Stage], LossWeights]) -> Plan:
-        return replace(plan, recipe=_stages(plan.recipe, lambda stage: replace(stage, weights=change(stage))))
+        def taught(stage: Stage) -> Stage:
+            return stage if stage.teacher == "none" else replace(stage, weights=change(stage))
+
+        return replace(plan, recipe=_stages(plan.recipe, taught))
 
     return {
         "labels alone": replace(
@@ -83,8 +86,10 @@ def _schedule(plan: Plan) -> dict[str, Plan]:
 
 
 def _finetune(plan: Plan) -> dict[str, Plan]:
-    last = replace(FINETUNE, epochs=plan.recipe.stages[-1].epochs, lr=plan.recipe.stages[-1].lr)
+    """A stage on the labels alone, by the schedule of the last one and a quarter as long."""
     stages = tuple(stage for stage in plan.recipe.stages if stage.name != FINETUNE.name)
+    before = stages[-1]
+    last = replace(FINETUNE, epochs=before.epochs / 4, lr=before.lr, schedule=before.schedule)
     return {
         "with": replace(plan, recipe=replace(plan.recipe, stages=(*stages, last))),
         "without": replace(plan, recipe=replace(plan.recipe, stages=stages)),

@@ -30,7 +30,7 @@ from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import atomic_write_bytes, remove_folder, storage_errors, write_json
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
-from dynabert.loading import load, load_tokenizer
+from dynabert.loading import has_head, load, load_tokenizer
 from dynabert.measure import labels_of, machine_of, predict
 from dynabert.plan import Plan
 from dynabert.precision import warn_if_emulated
@@ -50,6 +50,8 @@ FORMAT_VERSION = 1
 STUDIES = "studies"
 N_RESAMPLES = 20_000
 """Of rows and seeds, in every interval of a study: so many that a p value can pass correction for a hundred tests."""
+
+MASKED_HEAD = "ForMaskedLM"
 
 _REPEATS = 3  # timed runs over a sample
 
@@ -270,12 +272,20 @@ class Study:
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
         return self._elastic(load_for(self.task, self.saved.model, plan))
 
+    def no_masked_phase(self) -> str | None:
+        """Why `masked` gives nothing to train with; None where it does."""
+        if self.tokenizer.mask_token_id is None:
+            return f"its masked phase needs a mask token, and the tokenizer of {self.run} has none"
+        if not has_head(self.saved.model, MASKED_HEAD):
+            return f"its masked phase needs the encoder's own head over the vocabulary, and {self.saved.model} has none"
+        return None
+
     def masked(self) -> MaskedEncoder:
         """What the teacher was fine-tuned from, for a masked-language-model phase; a new one each time.
 
-        :raises SettingError: the run's tokenizer has no mask token.
+        Where it has no head over the vocabulary, see `no_masked_phase`, one of random numbers stands in.
         """
-        return MaskedEncoder(load(self.saved.model, head="ForMaskedLM"), Vocabulary.of(self.tokenizer))
+        return MaskedEncoder(load(self.saved.model, head=MASKED_HEAD), Vocabulary.of(self.tokenizer))
 
     def _elastic(self, model: "PreTrainedModel") -> ElasticModel:
         elastic = ElasticModel(model, self.plan.grid, depth_rule=self.plan.depth_rule)
@@ -437,10 +447,24 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:.3g}")
 
 
+def counted(seeds: Sequence[int]) -> str:
+    """How many there are, in words."""
+    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def covering(seeds: Sequence[int]) -> str:
+    """What the intervals of a study hold: of one seed nothing is known of other trainings."""
+    return "over rows of one training, another seed may differ by more" if len(seeds) == 1 else "over rows and seeds"
+
+
 def check_settings(runs: Sequence[object], *, n_seeds: int, budget: float, lrs: Sequence[float]) -> None:
     """Refuse what no study can be made of.
 
     :raises SettingError: no runs or seeds, or rates or a budget that are not above 0.
     """
-    if not runs or n_seeds < 1 or not budget > 0 or not all(rate > 0 for rate in lrs):
-        raise SettingError(f"runs, seeds {n_seeds}, budget {budget:g} and learning rates {tuple(lrs)} must be above 0")
+    if not runs:
+        raise SettingError("no runs given; give the folder of one at least")
+    for name, values in (("seeds", (n_seeds,)), ("budget", (budget,)), ("learning rate", tuple(lrs))):
+        for value in values:
+            if not value > 0:
+                raise SettingError(f"{name} {value:g} must be above 0")
