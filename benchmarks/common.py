@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +116,12 @@ def machine(device: str) -> dict[str, Any]:
         "instructions": instructions(),
         "precision": precision_on(device),  # of training
         "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **{name: metadata.version(name) for name in ("openvino", "onnxruntime", "nncf") if find_spec(name)},
     }
 
 
@@ -138,9 +142,11 @@ def _text(value: object) -> str:
 
 
 def finish(result: dict[str, Any], path: Path | None) -> None:
-    """Write the result, if it is wanted, with what it was run with."""
+    """Write the result, if it is wanted, with what it was run with, and how busy the machine is by now."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if "machine" in result:
+            result["machine"]["load_average_at_the_end"] = round(os.getloadavg()[0], 2)
         write_json(path, result)
 
 

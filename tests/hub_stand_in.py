@@ -1,4 +1,4 @@
-"""A stand-in for the API of the Hugging Face hub on this machine: repositories, LFS uploads and commits, in memory."""
+"""A stand-in for the API of the Hugging Face hub on this machine: repositories, uploads, commits and downloads."""
 
 import base64
 import json
@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 
 TOKEN = "hf_stand-in"
+COMMIT = 40 * "1"
 
 
 class StandIn:
@@ -51,6 +52,14 @@ class StandIn:
             return 200, {"transfer": "basic", "objects": objects}
         if "/commit/" in path:
             return self.commit("/".join(path.split("/")[3:5]), body)
+        return self.read(path)
+
+    def read(self, path):
+        if path.startswith("/api/models/") and ("/revision/" in path or "/tree/" in path):
+            return self.listing("/".join(path.split("/")[3:5]), tree="/tree/" in path)
+        if "/resolve/" in path:
+            name, _, file = path.lstrip("/").partition("/resolve/")
+            return self.file(name, file.partition("/")[2])
         return 404, {"error": f"no {path} here"}
 
     def create(self, fields):
@@ -71,6 +80,19 @@ class StandIn:
         upload = {"href": f"{self.endpoint}/blobs/{part['oid']}"}
         return {"oid": part["oid"], "size": part["size"], "actions": {"upload": upload}}
 
+    def listing(self, name, *, tree):
+        files = self.repositories[name]
+        if tree:
+            return 200, [{"type": "file", "path": path, "size": len(files[path]), "oid": "0"} for path in files]
+        return 200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
+
+    def file(self, name, path):
+        """The content, with what the client wants to know of it."""
+        files = self.repositories.get(name, {})
+        if path not in files:
+            return 404, {"error": f"no {path} here"}
+        return 200, files[path]
+
     def commit(self, name, body):
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
@@ -80,7 +102,9 @@ class StandIn:
                 blob = self.blobs[value["oid"]]
                 assert sha256(blob).hexdigest() == value["oid"]
                 self.repositories[name][value["path"]] = blob
-        return 200, {"commitUrl": f"{self.endpoint}/{name}/commit/1", "commitOid": 40 * "1"}
+            elif line["key"] == "deletedFile":
+                del self.repositories[name][value["path"]]
+        return 200, {"commitUrl": f"{self.endpoint}/{name}/commit/1", "commitOid": COMMIT}
 
 
 @contextmanager
@@ -92,12 +116,17 @@ def hub_stand_in(patch: pytest.MonkeyPatch):
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, answer = hub.answer(self.command, self.path.partition("?")[0], self.headers, body)
-            text = json.dumps(answer).encode()
+            text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            if isinstance(answer, bytes):
+                self.send_header("ETag", f'"{sha256(answer).hexdigest()}"')
+                self.send_header("X-Repo-Commit", COMMIT)
+            else:
+                self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(text)
+            if self.command != "HEAD":
+                self.wfile.write(text)
 
         do_PUT = do_GET = do_HEAD = do_POST
 
@@ -128,6 +157,7 @@ def log_in(patch, endpoint, token=TOKEN):
         patch.setenv("HF_TOKEN", token)
     constants = sys.modules["huggingface_hub.constants"]
     patch.setattr(constants, "ENDPOINT", endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent/token")

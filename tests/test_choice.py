@@ -1,5 +1,6 @@
 """Budgets are answered as trying every row by hand answers them, and what is infeasible names the nearest row."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -51,15 +52,15 @@ QUESTIONS: list[tuple[dict[str, int], dict[str, object]]] = [
     ({"seq": 64}, {"max_latency_ms": 2.0}),
     ({"batch": 8, "seq": 64}, {"max_latency_ms": 20.0}),
     ({"batch": 8}, {"min_throughput": 2000.0}),
-    ({}, {"min_throughput": 1000.0, "max_file_bytes": 20e6}),
-    ({}, {"max_file_bytes": 12e6}),
-    ({}, {"max_peak_bytes": 12e6}),
+    ({}, {"min_throughput": 1000.0, "max_file_mb": 20.0}),
+    ({}, {"max_file_mb": 12.0}),
+    ({}, {"max_memory_mb": 12.0}),
     ({}, {"min_metric": 0.88}),
     ({}, {"min_metric": 0.85, "max_params": 20e6}),
     ({"seq": 64}, {"min_metric": 0.82, "max_latency_ms": 3.0, "must_load": "transformers"}),
     ({}, {"must_load": "transformers"}),
     ({}, {"must_load": "onnx", "max_flops": 1e9}),
-    ({}, {"must_load": "openvino", "max_peak_bytes": 20e6, "max_file_bytes": 20e6}),
+    ({}, {"must_load": "openvino", "max_memory_mb": 20.0, "max_file_mb": 20.0}),
     ({}, {"must_load": "dynabert", "max_params": 8e6}),
     ({}, {"max_params": 5e5}),  # and from here on: nothing fits
     ({"batch": 8, "seq": 64}, {"max_latency_ms": 1.0, "min_metric": 0.9}),
@@ -68,48 +69,74 @@ QUESTIONS: list[tuple[dict[str, int], dict[str, object]]] = [
 ]
 
 
-def fits(row: Measurement, shape: tuple[int, int], budget: dict[str, object]) -> bool:
-    """The meaning of a budget, spelled out."""
+def has_of(row: Measurement, shape: tuple[int, int]) -> dict[str, float]:
+    """What a row has of each bound."""
     cost, latency_ms = row.cost, next(t.median_ms for t in row.cost.timings if (t.batch, t.seq) == shape)
-    has = {
+    return {
         "max_params": cost.n_params,
         "max_flops": cost.flops,
         "max_latency_ms": latency_ms,
-        "max_file_bytes": cost.file_bytes,
-        "max_peak_bytes": cost.peak_bytes,
+        "max_file_mb": cost.file_bytes / 1e6,
+        "max_memory_mb": cost.peak_bytes / 1e6,
         "min_throughput": 1000 * shape[0] / latency_ms,
         "min_metric": row.metric,
     }
+
+
+def distance(row: Measurement, shape: tuple[int, int], budget: dict[str, object]) -> float:
+    """By how much a row misses a budget: the shares of the bounds by which it is outside them, together."""
+    has, missed = has_of(row, shape), 0.0
     for name, bound in budget.items():
         if name == "must_load":
-            if bound == "transformers" and row.loads_with != "transformers":
-                return False
-        elif has[name] > bound if name.startswith("max") else has[name] < bound:
-            return False
-    return True
+            missed += math.inf if bound == "transformers" and row.loads_with != "transformers" else 0.0
+        else:
+            over = has[name] - bound if name.startswith("max") else bound - has[name]
+            missed += max(0.0, over) / bound
+    return missed
+
+
+def costs(row: Measurement, shape: tuple[int, int], budget: dict[str, object]) -> tuple[float, ...]:
+    """What decides among equally good rows: the limited costs in their order, then the others by their weight."""
+    has = has_of(row, shape)
+    order = ("max_params", "max_flops", "max_latency_ms", "max_file_mb", "max_memory_mb")
+    weight = ("max_latency_ms", "max_flops", "max_params", "max_file_mb", "max_memory_mb")
+    limited = [name for name in order if name in budget]
+    return tuple(has[name] for name in (*limited, *(name for name in weight if name not in limited)))
 
 
 @pytest.mark.parametrize(("shape", "budget"), QUESTIONS)
 def test_budget_questions_are_answered_as_by_brute_force(shape: dict[str, int], budget: dict[str, object]) -> None:
     full = (shape.get("batch", 1), shape.get("seq", 16))
-    fitting = [row for row in SWEEP.rows if fits(row, full, budget)]
+    fitting = [row for row in SWEEP.rows if distance(row, full, budget) == 0]
     sweep = SWEEP.at(**shape)
     if not fitting:
-        with pytest.raises(SettingError, match=r"no Subnet fits .* the nearest is row") as caught:
+        nearest = min(SWEEP.rows, key=lambda row: distance(row, full, budget))
+        with pytest.raises(SettingError, match=rf"no Subnet fits .* the nearest is {nearest.subnet}: set "):
             sweep.pick(**budget)
-        nearest = next(row for row in SWEEP.rows if f" {row.subnet}: set " in str(caught.value))
-        assert budget.get("must_load") != "transformers" or nearest.loads_with == "transformers"
         return
     picked = sweep.pick(**budget)
-    assert picked.subnet in {row.subnet for row in fitting}
-    if set(budget) == {"min_metric"}:
-        assert picked.cost.latency_ms == min(row.cost.latency_ms for row in fitting)
-    else:
-        assert picked.metric == max(row.metric for row in fitting)
+    cheapest = set(budget) == {"min_metric"}
+    best = min(fitting, key=lambda row: (0 if cheapest else -row.metric, *costs(row, full, budget)))
+    assert picked.subnet == best.subnet
+
+
+def test_of_equally_good_rows_the_cheapest_is_taken_and_limited_costs_come_first() -> None:
+    def row(name: str, n_params: int, ms: float) -> Measurement:
+        known = SWEEP.rows[0]
+        timings = tuple(replace(timing, median_ms=ms) for timing in known.cost.timings)
+        return replace(known, subnet=name, cost=replace(known.cost, n_params=n_params, latency_ms=ms, timings=timings))
+
+    rows = (row("slow", 1_000_000, 9.0), row("quick", 2_000_000, 3.0), row("worst", 3_000_000, 9.0))
+    sweep = replace(SWEEP, rows=rows)
+    assert sweep.pick(max_latency_ms=100.0).subnet == "quick"
+    assert sweep.pick(max_params=1e9).subnet == "slow"
+    assert sweep.pick(max_flops=1e12).subnet == "quick", "latency weighs most where it is not limited"
 
 
 def test_questions_are_of_both_kinds() -> None:
-    answers = [any(fits(row, (s.get("batch", 1), s.get("seq", 16)), b) for row in SWEEP.rows) for s, b in QUESTIONS]
+    answers = [
+        any(distance(row, (s.get("batch", 1), s.get("seq", 16)), b) == 0 for row in SWEEP.rows) for s, b in QUESTIONS
+    ]
     assert len(answers) >= 20 and answers.count(False) == 4
 
 
@@ -153,4 +180,4 @@ def test_loading_that_no_size_offers_says_which_would() -> None:
 
 def test_a_cost_that_was_not_measured_names_what_measures_it() -> None:
     with pytest.raises(SettingError, match="no file_bytes; measure again on an engine"):
-        made_sweep().pick(max_file_bytes=1e9)
+        made_sweep().pick(max_file_mb=1e3)

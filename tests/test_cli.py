@@ -52,8 +52,13 @@ def test_the_whole_job_from_the_command_line(
     assert all(row["latency_ms"] > 0 for row in rows)
     assert call(monkeypatch, "pick", run, "--max-params", rows[-1]["n_params"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["subnet"] == "w0.5-d0.5"
-    assert call(monkeypatch, "extract", run, "--width", 0.5, "--depth", 0.5, "--out", small, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["n_params"] == rows[-1]["n_params"]
+    assert call(monkeypatch, "extract", run, "--width", 0.5, "--depth", 0.5, "--out", small, "--json", "--check") == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["n_params"] == rows[-1]["n_params"] and cut["parity"]["metric"] == rows[-1]["metrics"]["accuracy"]
+    assert cut["parity"]["max_difference"] < 1e-4 and cut["parity"]["n_rows"] == 40 and cut["timing"]["median_ms"] > 0
+    assert cut["parity"]["agreement"] > 0.5
+    assert call(monkeypatch, "extract", run / "elastic", "--width", 0.5, "--depth", 0.5, "--out", small, "--check") == 2
+    assert "is no run, so there are no rows to check on" in capsys.readouterr().err
     assert call(monkeypatch, "predict", small, "film is warm", "--json") == 0
     (prediction,) = json.loads(capsys.readouterr().out)["predictions"]
     assert prediction["label"] in ("good", "bad") and 0.5 <= prediction["score"] <= 1

@@ -8,13 +8,18 @@ import pytest
 from folders import refusal
 from helpers import tiny_model
 from hub_stand_in import hub_stand_in, log_in
+from huggingface_hub import snapshot_download
+from small_job import write_run
 
 from dynabert import cli
 from dynabert.card_parts import HERE
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError, StorageError
+from dynabert.export import ExportSettings, export_run
+from dynabert.exported import open_export
 from dynabert.hub import push_folder
-from dynabert.subnet import SubnetGrid
+from dynabert.predict import predict_lines
+from dynabert.subnet import Subnet, SubnetGrid
 
 # What the client itself does when it uploads a large file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -72,6 +77,41 @@ def test_pushing_again_replaces_what_is_there(folder, hub):
     (folder / "README.md").write_text("# Better\n")
     again = push_folder(folder, "small-bert")
     assert again.repository == "me/small-bert" and hub.repositories["me/small-bert"]["README.md"] == b"# Better\n"
+
+
+def test_files_of_an_earlier_upload_go_and_those_of_others_stay(folder, elastic, hub):
+    (folder / "README.md").unlink()
+    push_folder(folder, "me/small-bert")
+    there = hub.repositories["me/small-bert"]
+    there["notes.md"] = b"mine"
+    smaller = folder.parent / "smaller"
+    elastic.extract(Subnet(0.5, 0.5)).save_pretrained(smaller)
+    (smaller / "config.json").write_bytes((smaller / "config.json").read_bytes())
+    push_folder(smaller, "me/small-bert")
+    assert set(there) == {"notes.md", *contents(smaller)} | ({"MANIFEST.json"} & set(there))
+    assert "elastic.json" not in there
+    there["MANIFEST.json"] = b"not one of ours"
+    push_folder(folder, "me/small-bert")  # then nothing is deleted
+    assert "notes.md" in there and "elastic.json" in there
+
+
+def test_an_export_that_was_pushed_runs_from_the_hub(hub, tmp_path, monkeypatch):
+    """As a snapshot, whose files are links into the cache, and as a plain download, beside files of the hub's own."""
+    run = write_run(tmp_path)
+    export_run(run, (Subnet(),), tmp_path / "export", settings=ExportSettings("torch", "fp32", shape=(1, 8)))
+    here = [(p.label, p.score) for p in predict_lines(tmp_path / "export", ["film is warm", "plot is dull"])]
+    push_folder(tmp_path / "export", "me/deployed")
+    hub.repositories["me/deployed"][".gitattributes"] = b"*.safetensors filter=lfs"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    there = [(p.label, p.score) for p in predict_lines("me/deployed", ["film is warm", "plot is dull"])]
+    assert there == here
+    (snapshot,) = (tmp_path / "cache").glob("models--me--deployed/snapshots/*")
+    assert not (snapshot / ".gitattributes").exists() and (snapshot / "export.json").is_symlink()
+    local = snapshot_download("me/deployed", local_dir=tmp_path / "local")
+    assert [(p.label, p.score) for p in predict_lines(local, ["film is warm", "plot is dull"])] == here
+    (tmp_path / "local" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json"):
+        open_export(local)
 
 
 def test_a_dry_run_asks_nothing_of_the_hub(folder, hub, monkeypatch, capsys):

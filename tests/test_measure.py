@@ -520,3 +520,9 @@ def test_batches_may_come_from_a_generator(elastic: ElasticModel, sweep: Sweep) 
     result = measure(elastic, stream(), task=MNLI, subnets=subnets, latency=None)
     assert result.rows[0].quality == sweep.rows[0].quality
     assert isinstance(next(stream()), Batch)
+
+
+@pytest.mark.parametrize("settings", [{"engine": "openvino"}, {"engine": "openvino", "dtype": "int8"}])
+def test_the_latency_of_another_form_is_not_measured_of_the_network_in_memory(settings):
+    with pytest.raises(SettingError, match=r"latency of openvino .* use measure_deployed"):
+        measure(ElasticModel(tiny_model("bert")), [], task=TASKS["mnli"], latency=LatencySettings(**settings))

@@ -61,7 +61,8 @@ def machine_line(machine: Machine) -> str:
     device = "" if machine.device == "cpu" else f", {machine.device}"
     threads = f"{machine.n_threads} thread" + ("s" if machine.n_threads != 1 else "")
     versions = f"torch {machine.torch}, transformers {machine.transformers}, dynabert {machine.dynabert}"
-    return f"{machine.cpu}{device}, {threads} ({versions})"
+    instructions = f" ({machine.instructions})" if machine.instructions else ""
+    return f"{machine.cpu}{instructions}{device}, {threads} ({versions})"
 
 
 def bullets(lines: list[str]) -> str:

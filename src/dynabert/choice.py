@@ -24,9 +24,13 @@ _LIMITS: Mapping[CostName, str] = {
     "n_params": "max_params",
     "flops": "max_flops",
     "latency_ms": "max_latency_ms",
-    "file_bytes": "max_file_bytes",
-    "peak_bytes": "max_peak_bytes",
+    "file_bytes": "max_file_mb",
+    "peak_bytes": "max_memory_mb",
 }
+
+
+_UNITS: Mapping[CostName, float] = {"file_bytes": 1e6, "peak_bytes": 1e6}
+"""Of limits, in the unit of the cost, where that is another one."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Budget:
     :param max_flops: FLOPs at most, at `dynabert.sweep.Context.seq_len` tokens.
     :param max_latency_ms: latency at most, in milliseconds.
     :param min_throughput: inputs in a second at least, one call after the other.
-    :param max_file_bytes: size of the exported files at most.
-    :param max_peak_bytes: memory that running it adds to a process at most.
+    :param max_file_mb: size of the exported files at most, in millions of bytes.
+    :param max_memory_mb: memory that running it adds to a process at most, likewise.
     :param min_metric: main metric at least, in its own unit (0.9, not 90).
     :param must_load: with what it must load, a key of `LOADS`.
     :raises SettingError: an unknown `must_load`, or a bound that is not a number.
@@ -48,8 +52,8 @@ class Budget:
     max_flops: float | None = None
     max_latency_ms: float | None = None
     min_throughput: float | None = None
-    max_file_bytes: float | None = None
-    max_peak_bytes: float | None = None
+    max_file_mb: float | None = None
+    max_memory_mb: float | None = None
     min_metric: float | None = None
     must_load: str | None = None
 
@@ -62,7 +66,7 @@ class Budget:
 
     @property
     def costs(self) -> dict[CostName, float]:
-        """The upper bounds that are given, by cost."""
+        """The upper bounds that are given, by cost, in the units of the limits."""
         return {cost: bound for cost, option in _LIMITS.items() if (bound := getattr(self, option)) is not None}
 
 
@@ -140,7 +144,8 @@ class _Bound:
 def _values(rows: Sequence[Measurement], row: Measurement, budget: Budget, batch: int) -> dict[str, _Bound]:
     """By option that is given: what the row has of it."""
     found = {
-        _LIMITS[cost]: _Bound(_cost(rows, row, cost), bound, is_lower=False) for cost, bound in budget.costs.items()
+        _LIMITS[cost]: _Bound(_cost(rows, row, cost) / _UNITS.get(cost, 1.0), bound, is_lower=False)
+        for cost, bound in budget.costs.items()
     }
     if budget.min_throughput is not None:
         each_second = 1e3 * batch / _cost(rows, row, "latency_ms")

@@ -6,7 +6,6 @@ Metric and agreement are those of the written form, never of the network that it
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +14,7 @@ import torch
 
 from dynabert.batches import Batch, in_row_order
 from dynabert.elastic import ElasticModel
-from dynabert.engines import UNCALIBRATED, Engine, Inputs, Int8, Session, engine_here
+from dynabert.engines import UNCALIBRATED, Engine, Inputs, Int8, Session, computing_engine
 from dynabert.engines.footprint import footprint
 from dynabert.exported import Parity
 from dynabert.measure import (
@@ -113,7 +112,7 @@ class _Deploying:
 
     def __init__(self, elastic: ElasticModel, settings: LatencySettings, ranges: Sequence[Inputs]) -> None:
         self.elastic, self.settings, self.ranges = elastic, settings, ranges
-        self.engine = engine_here(settings.engine, settings.dtype)
+        self.engine = computing_engine(settings.engine, settings.dtype)
         self.name = f"{settings.engine} {self.engine.version}"
         self.n_threads = settings.n_threads or torch.get_num_threads()
 
@@ -194,8 +193,9 @@ def parity_of(elastic: ElasticModel, subnet: Subnet, session: Session, rows: Seq
 def calibration_of(batches: Iterable[Batch], n: int = N_CALIBRATION) -> list[Inputs]:
     """Rows to calibrate with, one by one at their own lengths, spread over all batches."""
     rows = [batch.part(place, 1) for batch in batches for place in range(len(batch))]
-    every = max(1, len(rows) // n)
-    return [{name: part.numpy() for name, part in row.inputs.items()} for row in islice(rows[::every], n)]
+    n = min(n, len(rows))
+    chosen = (rows[number * len(rows) // n] for number in range(n))
+    return [{name: part.numpy() for name, part in row.inputs.items()} for row in chosen]
 
 
 def n_bytes(files: Path) -> int:

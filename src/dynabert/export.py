@@ -21,7 +21,7 @@ from dynabert.batches import Batch
 from dynabert.card_parts import Origin
 from dynabert.deployed import answers, calibration_of, n_bytes, parity_of, random_arrays, write_subnet
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.engines import Inputs, Int8, Session, engine_here, engine_of, input_names
+from dynabert.engines import Inputs, Int8, Session, computing_engine, engine_of, input_names
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.export_card import Texts, export_card
 from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex, Provenance
@@ -153,7 +153,7 @@ def export_sharing(
     if not subnets:
         raise SettingError("no sizes given; name some, for instance w1-d1,w0.5-d0.75")
     engine_of(settings.engine, settings.dtype)
-    from dynabert.engines.sharing import write_sharing
+    from dynabert.engines.sharing import WEIGHTS, write_sharing
 
     with publish_folder(folder) as temporary:
         write_sharing({subnet.name: elastic.at(subnet).eval() for subnet in subnets}, temporary)
@@ -164,7 +164,8 @@ def export_sharing(
             sizes.append(making.described(temporary, f"{subnet.name}.onnx", ()))
             making.check(sizes[-1])
         tell(progress, "predict", len(subnets), len(subnets))
-        making.finish(temporary, tuple(sizes), save_tokenizer=save_tokenizer, origin=origin)
+        shared = n_bytes(temporary / WEIGHTS)
+        making.finish(temporary, tuple(sizes), save_tokenizer=save_tokenizer, origin=origin, shared_bytes=shared)
     return tuple(sizes)
 
 
@@ -192,7 +193,7 @@ class _Making:
         progress: Progress | None,
     ) -> None:
         self.elastic, self.subnet = elastic, subnet
-        self.engine = engine_here(settings.engine, settings.dtype)
+        self.engine = computing_engine(settings.engine, settings.dtype)
         self.settings, self.checks, self.progress = settings, checks, progress
         self.n_threads = settings.n_threads or torch.get_num_threads()
         self.is_int8 = settings.latency.is_int8
@@ -305,6 +306,7 @@ class _Making:
         *,
         save_tokenizer: SaveTokenizer | None,
         origin: Origin | None,
+        shared_bytes: int = 0,
     ) -> None:
         """Write what lies beside the engine's files: tokenizer, index and card."""
         if save_tokenizer is not None:
@@ -312,7 +314,7 @@ class _Making:
         model, task = self.elastic.model, self.checks.task
         names = {} if task.is_regression else model.config.id2label or {}
         labels = {int(number): str(name) for number, name in names.items()}
-        index = ExportIndex(sizes, labels, longest_input(model), self.provenance())
+        index = ExportIndex(sizes, labels, longest_input(model), self.provenance(), shared_bytes)
         write_json(folder / EXPORT_FILE, index.to_dict())
         given = self.checks.validation[0].inputs
         texts = Texts(

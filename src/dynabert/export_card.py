@@ -92,7 +92,9 @@ def _measured(index: ExportIndex, metric: str) -> str:
         "in PyTorch, fp32",
         "difference, 95 %",
         "as PyTorch says",
-        "MB",
+        "as the full network",
+        "wrong where that is right",
+        "graph, MB" if index.shared_bytes else "MB",
         "ms, median",
         "ms, 95 %",
     )
@@ -103,6 +105,8 @@ def _measured(index: ExportIndex, metric: str) -> str:
         f"difference of a logit from PyTorch: {max(size.parity.max_difference for size in index.sizes):.2g}. Times: a "
         f"call of {first.timing.batch} x {first.timing.seq} tokens on {machine_line(index.made.machine)}."
     )
+    if index.shared_bytes:
+        text += f" The weights of all sizes lie in one file of {index.shared_bytes / 1e6:.1f} MB."
     if first.n_fused is not None:
         fused = ", ".join(dict.fromkeys(f"{size.n_fused} of {size.n_layers}" for size in index.sizes))
         text += f" Layers whose attention is one operator: {fused}."
@@ -119,6 +123,8 @@ def _row(size: Exported) -> tuple[str, ...]:
         f"{parity.torch_metric:.4f}",
         f"{parity.difference_low:.4f} to {parity.difference_high:.4f}",
         f"{100 * parity.same_size:.1f} %",
+        f"{100 * parity.agreement:.1f} %",
+        "" if parity.negative_flips is None else f"{100 * parity.negative_flips:.1f} %",
         f"{size.file_bytes / 1e6:.2f}",
         f"{timing.median_ms:.2f}",
         f"{timing.p95_ms:.2f}",

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynabert.engines import Options, Session, engine_of
+from dynabert.engines import Options, Session, engine_here
 from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.files import EXPORT_FILE, read_json, verify_manifest
+from dynabert.files import CARD, EXPORT_FILE, MANIFEST, listed_in, read_json, verify_manifest
 from dynabert.measurement import Machine, Timing
+from dynabert.model_files import fetched, hub_name
 from dynabert.processor import int8_overflows
 
 FORMAT_VERSION = 4
@@ -98,12 +99,14 @@ class ExportIndex:
     :param made: of all its sizes.
     :param labels: names of the classes, by number; empty for a regression.
     :param max_length: tokens that the model takes at most.
+    :param shared_bytes: of the file of weights that all sizes share; 0 where each has its own.
     """
 
     sizes: tuple[Exported, ...]
     labels: dict[int, str]
     max_length: int
     made: Provenance
+    shared_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -141,8 +144,10 @@ class ExportIndex:
             made = Provenance(**{**saved["made"], "machine": Machine(**saved["made"]["machine"])})
             if version < FORMAT_VERSION and any(size.dtype.startswith("int8") for size in sizes):
                 made = replace(made, weight_bits=FULL_BITS)
-            return cls(sizes, labels, int(saved["max_length"]), made)
-        except (KeyError, TypeError, AttributeError) as error:
+            return cls(sizes, labels, int(saved["max_length"]), made, int(saved.get("shared_bytes", 0)))
+        except ModelFileError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ModelFileError(f"{path} is not what `dynabert export` writes ({error}); export again") from error
 
     def size(self, subnet: str | None) -> Exported:
@@ -163,19 +168,35 @@ def is_export(folder: str | Path) -> bool:
     return (Path(folder) / EXPORT_FILE).exists()
 
 
+def fetch_export(source: str | Path) -> Path | None:
+    """The folder of an export: itself, or fetched from a hub repository of that name into the hub's own cache.
+
+    :return: None where it is no export.
+    :raises ModelFileError: a repository whose export cannot be fetched whole.
+    """
+    if (repository := hub_name(source)) is None:
+        return Path(source) if is_export(source) else None
+    folder = fetched(repository, (EXPORT_FILE, MANIFEST))
+    if not is_export(folder):
+        return None
+    return fetched(repository, (*listed_in(folder), EXPORT_FILE, MANIFEST, CARD))
+
+
 def open_export(folder: str | Path, *, subnet: str | None = None, n_threads: int = 1) -> Session:
     """Make an exported size ready to run: a function from token ids to logits.
 
-    :param folder: that `dynabert export` wrote.
+    :param folder: that `dynabert export` wrote, or a hub repository that it was pushed to, see `fetch_export`.
     :param subnet: which size, where there are several.
     :param n_threads: of a call.
     :raises ModelFileError: a damaged folder.
     :raises SettingError: an engine that is not installed.
     """
+    folder = fetch_export(folder) or Path(folder)
+    if is_export(folder):
+        verify_manifest(folder, alone=False)
     index = ExportIndex.of(folder)
     size = index.size(subnet)
-    verify_manifest(folder)
     if index.made.weight_bits == FULL_BITS and int8_overflows():
         log.warning("%s has int8 whose sums can overflow here: no VNNI is known of this processor; export here", folder)
-    engine = engine_of(size.engine, size.dtype)
-    return engine.open(Path(folder) / size.file, dtype=size.dtype, n_threads=n_threads)
+    engine = engine_here(size.engine, size.dtype)
+    return engine.open(folder / size.file, dtype=size.dtype, n_threads=n_threads)

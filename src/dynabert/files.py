@@ -127,19 +127,30 @@ def write_manifest(folder: StrPath) -> None:
     write_json(root / MANIFEST, {"format_version": MANIFEST_VERSION, "files": files})
 
 
-def verify_manifest(folder: StrPath, *, edited: bool = True) -> None:
+def listed_in(folder: StrPath) -> tuple[str, ...]:
+    """The files that a folder's manifest lists, by relative POSIX path.
+
+    :raises ModelFileError: no manifest, or a damaged one.
+    """
+    return tuple(_read_manifest(Path(folder)))
+
+
+def verify_manifest(folder: StrPath, *, edited: bool = True, alone: bool = True) -> None:
     """Check that a folder holds exactly what its manifest says: no file missing, extra, cut short or changed.
 
     Guards against accidents, not against someone who rewrites the manifest too.
 
     :param edited: whether a model card may be there that its owner wrote or changed since.
+    :param alone: whether there may be nothing else. What a hub gives has files of the hub's own, and may be links into
+        its cache: only what is listed counts then, and it is what it says wherever it lies.
     :raises ModelFileError: it does not; the line names the file and the reason.
     :raises StorageError: a file cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ModelFileError(f"{folder} is not a folder; check the path")
-    listed, found = _read_manifest(root), _files_of(root)
+    listed = _read_manifest(root)
+    found = _files_of(root) if alone else {name: root / name for name in listed if (root / name).is_file()}
     for name in sorted((listed.keys() | found.keys()) - ({CARD} if edited else set())):
         if name not in found:
             raise _broken(root, name, "is missing")

@@ -3,15 +3,16 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dynabert.card_parts import HERE
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
-from dynabert.files import CARD, EXPORT_FILE, MANIFEST, storage_errors, verify_manifest
+from dynabert.files import CARD, EXPORT_FILE, MANIFEST, listed_in, storage_errors, verify_manifest
 from dynabert.model_files import CONFIG, HUB_ID, one_line
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def push_folder(
     folder: str | Path, repository: str, *, private: bool | None = None, dry_run: bool = False, message: str = ""
 ) -> Upload:
     """Upload a model folder, hidden files left out, to a repository, which is made if there is none.
+
+    Of what an earlier upload left there, files that the folder no longer has are deleted; nothing else is.
 
     In the examples of its model card the name of the repository takes the place of that of the folder.
 
@@ -91,19 +94,34 @@ def _content(path: Path, name: str, repository: str) -> Path | bytes:
 
 
 def _send(additions: "list[CommitOperationAdd]", upload: Upload, *, private: bool | None, message: str) -> Upload:
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import CommitOperationDelete, HfApi, get_token
 
     api = HfApi()
     try:
         if get_token() is None:
             raise SettingError("nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN to a write token")
         url = api.create_repo(upload.repository, private=private, exist_ok=True)
-        api.create_commit(url.repo_id, additions, commit_message=message)
+        new = {addition.path_in_repo for addition in additions}
+        deletions = [CommitOperationDelete(name) for name in _published(api, url.repo_id) if name not in new]
+        api.create_commit(url.repo_id, [*additions, *deletions], commit_message=message)
     except DynabertError:
         raise
     except Exception as error:  # the client raises its own, its HTTP library's and the operating system's errors
         raise _refusal(error, upload.repository) from error
     return Upload(url.repo_id, upload.files, str(url))
+
+
+def _published(api: "HfApi", repository: str) -> list[str]:
+    """What an earlier upload of a folder with a manifest left in a repository, and is still there."""
+    there = set(api.list_repo_files(repository))
+    if MANIFEST not in there:
+        return []
+    with TemporaryDirectory(prefix="dynabert-") as folder:
+        api.hf_hub_download(repository, MANIFEST, local_dir=folder)
+        try:
+            return sorted(there.intersection(listed_in(folder)))
+        except ModelFileError:  # a manifest of somebody else's
+            return []
 
 
 def _refusal(error: Exception, repository: str) -> DynabertError:

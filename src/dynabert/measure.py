@@ -142,6 +142,11 @@ def measure(
     :raises NonFiniteError: NaN or infinity among the logits.
     """
     precision = precision_on(elastic.model.device, precision)
+    if latency is not None and (latency.engine != "torch" or latency.dtype not in _DTYPES):
+        raise SettingError(
+            f"latency of {latency.engine} {latency.dtype} is not that of the network in memory; use measure_deployed, "
+            f"or engine torch with {' or '.join(_DTYPES)}"
+        )
     chosen = list(elastic.grid if subnets is None else subnets)
     rows = tuple(batches)
     labels = labels_of(rows)

@@ -6,6 +6,7 @@ can honestly have. Weights are safetensors, everything else is JSON or text.
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def resolve(source: str | Path) -> Path:
         raise ModelFileError(f"{source} is a file; give the folder that holds the model")
     if not HUB_ID.fullmatch(str(source)) or ".." in str(source):
         raise ModelFileError(f"{source} is neither a folder nor the name of a hub repository; check the path")
-    return _fetch(str(source))
+    return fetched(str(source), _WANTED)
 
 
 def hub_name(source: str | Path) -> str | None:
@@ -58,11 +59,15 @@ def hub_name(source: str | Path) -> str | None:
     return str(source) if is_name and not Path(source).expanduser().exists() else None
 
 
-def _fetch(repository: str) -> Path:
+def fetched(repository: str, patterns: Sequence[str]) -> Path:
+    """The files of a hub repository that patterns name, in the hub's own cache.
+
+    :raises ModelFileError: it cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # the client raises its own, its HTTP library's and the operating system's errors
         raise ModelFileError(
             f"{repository} is not a folder here, and the hub did not give it ({one_line(error)}); check the name, "
@@ -92,9 +97,10 @@ def find_file(folder: Path, name: str, *, limit: int | None = None) -> Path | No
 
 
 def _roots(folder: Path) -> list[Path]:
-    repository = folder.parent.parent
-    if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
-        return [folder, repository / "blobs", repository.parent / "blobs"]
+    for snapshot in (folder, *folder.parents):  # a folder of a snapshot has its links too
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            return [folder, repository / "blobs", repository.parent / "blobs"]
     return [folder]
 
 

@@ -11,7 +11,7 @@ import torch
 from dynabert.data import is_text
 from dynabert.elastic import longest_input
 from dynabert.errors import DataError, ModelFileError, SettingError
-from dynabert.exported import ExportIndex, is_export, open_export
+from dynabert.exported import ExportIndex, fetch_export, open_export
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import threads
 
@@ -51,7 +51,9 @@ def predict_lines(
     """
     if n_threads is not None and n_threads < 1:
         raise SettingError(f"threads {n_threads} must be 1 or more")
-    run = (_exported if is_export(folder) else _model)(folder, subnet, n_threads)
+    exported = fetch_export(folder)
+    run = _model(folder, subnet, n_threads) if exported is None else _exported(exported, subnet, n_threads)
+    folder = exported or folder
     tokenizer, texts = load_tokenizer(folder), text_lines(lines)
     limit = min(run.max_length, tokenizer.model_max_length)
     while chunk := list(islice(texts, batch_size)):
@@ -96,8 +98,8 @@ def _model(folder: str | Path, subnet: str | None, n_threads: int | None) -> _Ru
 
 
 def _exported(folder: str | Path, subnet: str | None, n_threads: int | None) -> _Runnable:
-    index = ExportIndex.of(folder)
     session = open_export(folder, subnet=subnet, n_threads=n_threads or torch.get_num_threads())
+    index = ExportIndex.of(folder)
     return _Runnable(session, index.labels, index.max_length)
 
 

@@ -12,11 +12,13 @@ import torch
 
 from dynabert.cut import described
 from dynabert.data import Roles
-from dynabert.deployed import measure_deployed
+from dynabert.deployed import measure_deployed, parity_of, random_arrays
 from dynabert.distributed import ALONE, World
-from dynabert.elastic import ElasticModel
+from dynabert.elastic import ElasticModel, longest_input
 from dynabert.engines import engine_of
+from dynabert.engines.torch_engine import TorchSession
 from dynabert.errors import DataError, ModelFileError, SettingError
+from dynabert.exported import Parity
 from dynabert.extraction import Extracted, extract_folder
 from dynabert.files import CARD, check_place, read_json, verify_manifest
 from dynabert.job import Prepared, pick_device
@@ -24,6 +26,7 @@ from dynabert.joining import Fingerprint, joined, measure_command
 from dynabert.latency_model import LatencyModel
 from dynabert.loading import load, load_tokenizer, read_shape
 from dynabert.measure import LatencySettings, Progress, check_length, fingerprint_of, machine_of, measure, predict
+from dynabert.measurement import Timing
 from dynabert.model_files import CONFIG
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
@@ -32,6 +35,7 @@ from dynabert.run_folder import RUN_FILE
 from dynabert.subnet import Subnet
 from dynabert.sweep import ENGINE_DTYPES, Sweep
 from dynabert.tasks import Task
+from dynabert.timing import timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -311,6 +315,33 @@ def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_head
     elastic = finished(out)
     check_place(Path(folder), kept_by=CONFIG, outside=out, what="the run folder")
     return extract_folder(elastic, subnet, folder, pad_heads=pad_heads, sweep=_sweep_if_any(out), origin=origin_of(out))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How a small model on disk compares with the run that it was cut out of."""
+
+    parity: Parity
+    timing: Timing
+
+
+def check_extracted(out: str | Path, subnet: Subnet, folder: str | Path) -> Checked:
+    """Load a model that `extract_run` wrote, and compare it with its run on the validation rows.
+
+    :param out: the run folder.
+    :param subnet: which was extracted.
+    :param folder: where it was written to.
+    :return: and the latency of the loaded model, with the settings of `LatencySettings`, at fewer tokens where it takes
+        no more.
+    :raises DataError: the rows have changed since.
+    """
+    elastic = load_result(out)
+    settings = LatencySettings(seq=(min(LatencySettings().seq[0], longest_input(elastic.model)),))
+    rows = Saved.of(out).rows(load_tokenizer(Path(out) / "elastic"))
+    session = TorchSession(load(folder, head=None).eval(), n_threads=torch.get_num_threads())
+    parity = parity_of(elastic, subnet, session, tuple(rows.validation), task=rows.task)
+    ((timing,),) = timings({"": session}, random_arrays(elastic, settings), repeats=settings.repeats).values()
+    return Checked(parity, timing)
 
 
 def card_of_run(out: str | Path, *, force: bool = False) -> Path:

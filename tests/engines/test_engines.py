@@ -10,10 +10,12 @@ import torch
 from helpers import tiny_batch, tiny_model
 from transformers import PreTrainedModel
 
+from dynabert.batches import Batches, Encoded
 from dynabert.deployed import calibration_of
 from dynabert.elastic import ElasticModel
-from dynabert.engines import Engine, Int8, completed, engine_here, engine_of, input_names
+from dynabert.engines import Engine, Int8, completed, computing_engine, engine_here, engine_of, input_names
 from dynabert.engines.footprint import footprint
+from dynabert.engines.torch_engine import TorchSession
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.subnet import Subnet
 
@@ -235,3 +237,28 @@ def test_a_type_that_the_processor_lacks_is_said(
 def test_openvino_has_what_it_computes_in(small: PreTrainedModel, tmp_path: Path) -> None:
     exact, low = (run("openvino", dtype, small, tmp_path) for dtype in ("fp32", "bf16"))
     assert np.allclose(exact, low, atol=1e-5) != engine_of("openvino", "bf16").has("bf16")
+
+
+def test_calibration_rows_are_spread_over_all_lengths():
+    lengths = [length for length in range(40, 0, -1) for _ in range(10)]  # longest first, as batches come
+    rows = Encoded(
+        [np.full(length, 5, np.int32) for length in lengths], None, np.zeros(len(lengths), np.int64), np.arange(400)
+    )
+    chosen = calibration_of(Batches(rows, batch_size=16, seed=0, pad_id=0, shuffle=False), n=100)
+    seen = [row["input_ids"].shape[1] for row in chosen]
+    assert len(seen) == 100 and max(seen) == 40 and min(seen) == 1
+    assert np.mean(seen) == pytest.approx(np.mean(lengths), abs=1)
+
+
+def test_threads_of_the_process_are_as_before_a_call():
+    before = torch.get_num_threads()
+    session = TorchSession(tiny_model("bert"), n_threads=before + 1)
+    session({name: rows.numpy() for name, rows in ROWS.inputs.items()})
+    assert torch.get_num_threads() == before
+
+
+def test_a_type_that_the_processor_lacks_is_neither_measured_nor_exported(monkeypatch, tmp_path):
+    monkeypatch.setattr("dynabert.engines.torch_engine.has_bf16", lambda device: False)
+    with pytest.raises(SettingError, match="no instructions for bf16, so what torch computes in it cannot"):
+        computing_engine("torch", "bf16")
+    assert computing_engine("torch", "fp32").has("fp32")

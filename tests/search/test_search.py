@@ -221,6 +221,10 @@ def test_a_hopeless_subnet_is_scored_on_fewer_rows(run: Path) -> None:
         short = Scorer(elastic.at, prepared.select, task=prepared.task)(Subnet(0.5, 0.5), best)
         assert short.losses == whole.losses[:n_parts] and short.metric is None
         assert short.beside(best) == pytest.approx(1.01 * limit)
+    again = Scorer(elastic.at, prepared.select, task=prepared.task, known={"w0.5-d0.5": short})
+    assert again(Subnet(0.5, 0.5), best) is short
+    easier = Score(tuple(loss / 1.05 for loss in whole.losses), 0.5, 0.0)  # of a smaller budget, say
+    assert again(Subnet(0.5, 0.5), easier).metric == whole.metric, "what was hopeless elsewhere is not so here"
     near = Score(tuple(loss / 1.05 for loss in whole.losses), 0.5, 0.0)
     assert Scorer(elastic.at, prepared.select, task=prepared.task)(Subnet(0.5, 0.5), near).losses == whole.losses
 

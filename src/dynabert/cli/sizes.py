@@ -10,7 +10,8 @@ import typer
 from dynabert.errors import SettingError
 
 if TYPE_CHECKING:
-    from dynabert.exported import Exported
+    from dynabert.exported import Exported, Parity
+    from dynabert.measurement import Timing
     from dynabert.sweep import Sweep
 
 from dynabert.cli.options import (
@@ -116,8 +117,8 @@ def pick(
         max_flops=max_flops,
         max_latency_ms=max_latency_ms,
         min_throughput=min_throughput,
-        max_file_bytes=None if max_file_mb is None else max_file_mb * 1e6,
-        max_peak_bytes=None if max_memory_mb is None else max_memory_mb * 1e6,
+        max_file_mb=max_file_mb,
+        max_memory_mb=max_memory_mb,
         min_metric=min_metric,
         must_load=must_load,
     )
@@ -179,6 +180,7 @@ def export(
     files are as good as asked for.
     """
     from dynabert.export import ExportSettings, export_run
+    from dynabert.exported import ExportIndex
     from dynabert.progress import progress_bars
 
     chosen = sizes_of(subnets, subnet, width, depth)
@@ -190,14 +192,24 @@ def export(
         return
     for size in sizes:
         _describe(size)
+    if shared := ExportIndex.of(out).shared_bytes:
+        typer.echo(f"weights of all sizes in one file: {shared / 1e6:.1f} MB")
     one = "" if len(sizes) == 1 else f" --subnet {sizes[0].subnet}"
     typer.echo(f'written to {out}; try it: dynabert predict {out}{one} "some text"')
 
 
 def _describe(made: "Exported") -> None:
     """Print what is known of an exported size."""
-    parity, timing = made.parity, made.timing
     typer.echo(f"{made.subnet}: {made.engine} {made.version} {made.dtype}, {made.file_bytes / 1e6:.1f} MB")
+    if made.n_fused is not None:
+        typer.echo(f"attention in one kernel: {made.n_fused} of {made.n_layers} layers")
+    if made.unquantised:
+        typer.echo(f"layers left in fp32: {', '.join(map(str, made.unquantised))}")
+    _describe_parity(made.parity, made.timing)
+
+
+def _describe_parity(parity: "Parity", timing: "Timing") -> None:
+    """Print how far a file is from the network that it was cut out of, and how fast it is."""
     typer.echo(
         f"metric {parity.metric:.4f} on {parity.n_rows} rows; in PyTorch {parity.torch_metric:.4f} (difference, 95 %: "
         f"{parity.difference_low:.4f} to {parity.difference_high:.4f}), the full network {parity.full_metric:.4f}"
@@ -205,10 +217,6 @@ def _describe(made: "Exported") -> None:
     flips = "" if parity.negative_flips is None else f", wrong where it is right {parity.negative_flips:.1%}"
     typer.echo(f"agrees with PyTorch {parity.same_size:.1%}, with the full network {parity.agreement:.1%}{flips}")
     typer.echo(f"largest difference of a logit {parity.max_difference:.2g}")
-    if made.n_fused is not None:
-        typer.echo(f"attention in one kernel: {made.n_fused} of {made.n_layers} layers")
-    if made.unquantised:
-        typer.echo(f"layers left in fp32: {', '.join(map(str, made.unquantised))}")
     typer.echo(f"{timing.batch} x {timing.seq} tokens: {timing.median_ms:.2f} ms, 95 % within {timing.p95_ms:.2f} ms")
 
 
@@ -287,23 +295,33 @@ def extract(
     pad_heads: Annotated[
         bool, typer.Option("--pad-heads", help="Fill the cut heads with zeros: stock format, attention keeps its cost.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Of a run: load it again, and compare it with the run on the validation rows."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Cut one size out of a run or an elastic model: a small Hugging Face folder that works on its own.
 
-    Only what that size keeps is read, so memory is about that of the small model.
+    Only what that size keeps is read, so memory is about that of the small model; --check loads all sizes.
     """
     from dynabert.extraction import extract_folder
-    from dynabert.results import extract_run, is_run
+    from dynabert.results import check_extracted, extract_run, is_run
 
     chosen = subnet_of(subnet, width, depth)
+    if check and not is_run(model):
+        raise SettingError(f"{model} is no run, so there are no rows to check on; leave --check out")
     cut = (extract_run if is_run(model) else extract_folder)(model, chosen, out, pad_heads=pad_heads)
+    checked = check_extracted(model, chosen, out) if check else None
     if as_json:
-        print_json({"subnet": chosen.name, **asdict(cut), "folder": str(cut.folder)})
-    else:
-        typer.echo(f"{chosen.name}: {cut.n_params / 1e6:.2f} M parameters in {cut.folder}")
-        typer.echo(f"loads with {cut.loads_with}")
-        typer.echo(f'try it: dynabert predict {cut.folder} "some text"')
+        about = {} if checked is None else {"parity": asdict(checked.parity), "timing": asdict(checked.timing)}
+        print_json({"subnet": chosen.name, **asdict(cut), "folder": str(cut.folder), **about})
+        return
+    typer.echo(f"{chosen.name}: {cut.n_params / 1e6:.2f} M parameters in {cut.folder}")
+    typer.echo(f"loads with {cut.loads_with}")
+    if checked is not None:
+        _describe_parity(checked.parity, checked.timing)
+    typer.echo(f'try it: dynabert predict {cut.folder} "some text"')
 
 
 def predict(

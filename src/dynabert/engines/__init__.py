@@ -145,6 +145,20 @@ def engine_here(engine: str, dtype: str) -> Engine:
     return found
 
 
+def computing_engine(engine: str, dtype: str) -> Engine:
+    """`engine_of`, for what is measured and checked: in the type itself, or not at all.
+
+    :raises SettingError: this machine does not compute in the type as it stands.
+    """
+    found = engine_of(engine, dtype)
+    if not found.has(dtype):
+        raise SettingError(
+            f"this processor has no instructions for {dtype}, so what {engine} computes in it cannot be measured or "
+            f"checked here; do it on one that has, or take fp32 or int8"
+        )
+    return found
+
+
 @contextmanager
 def needing(engine: str) -> Iterator[None]:
     """Say what to install, where the imports of an engine fail.

@@ -23,7 +23,7 @@ class TorchSession:
     """A model of PyTorch.
 
     :param run: the model, or what it was compiled to.
-    :param n_threads: of a call; PyTorch has one number for the whole process, set before each call.
+    :param n_threads: of a call; PyTorch has one number for the whole process, which is as before after each call.
     """
 
     def __init__(self, run: Callable[..., Any], *, n_threads: int) -> None:
@@ -32,11 +32,16 @@ class TorchSession:
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """Logits in float32, shape (batch, n_labels)."""
-        if torch.get_num_threads() != self.n_threads:
+        before = torch.get_num_threads()
+        if before != self.n_threads:
             torch.set_num_threads(self.n_threads)
-        with torch.inference_mode():
-            logits = self.run(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits
-        return logits.float().numpy()
+        try:
+            with torch.inference_mode():
+                logits = self.run(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits
+            return logits.float().numpy()
+        finally:
+            if before != self.n_threads:
+                torch.set_num_threads(before)
 
 
 class TorchEngine:

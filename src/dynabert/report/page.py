@@ -145,7 +145,8 @@ def _facts(contents: Contents) -> Iterable[tuple[str, str]]:
         yield "Teacher", f"{context.metric} {context.reference:.4f}"
         yield "Best size", f"{best.subnet}: {context.metric} {best.metric:.4f}"
         yield "Measured", f"{context.date}, predictions in {context.precision}"
-        yield "Machine", f"{machine.cpu}; {machine.device}, {machine.n_threads} threads"
+        instructions = f" ({machine.instructions})" if machine.instructions else ""
+        yield "Machine", f"{machine.cpu}{instructions}; {machine.device}, {machine.n_threads} threads"
         yield "Versions", f"dynabert {machine.dynabert}, torch {machine.torch}, transformers {machine.transformers}"
         if (latency := context.latency) is not None:
             sizes = f"batch {latency.batch[0]}, {latency.seq[0]} tokens, median of {latency.repeats}"

@@ -109,7 +109,8 @@ class Scorer:
 
         :param best: of the best Subnet so far, scored on all rows; one that is hopeless beside it is scored on fewer.
         """
-        if subnet.name not in self.scores:
+        known = self.scores.get(subnet.name)
+        if known is None or not _holds(known, best):
             self.scores[subnet.name] = self._scored(subnet, best)
         return self.scores[subnet.name]
 
@@ -125,6 +126,13 @@ class Scorer:
         if len(logits) == len(self._parts):
             found = replace(found, metric=self._metric(np.concatenate(self._labels), np.concatenate(logits)))
         return replace(found, seconds=perf_counter() - started)
+
+
+def _holds(known: Score, best: Score | None) -> bool:
+    """Whether a score is still enough: of all rows, or of those by which it is hopeless beside this best, too."""
+    if known.metric is not None:
+        return True
+    return best is not None and known.beside(best) > HOPELESS[len(known.losses) - 1]
 
 
 def parts_of(batches: Iterable[Batch], n_parts: int, *, size: int = 64) -> list[list[Batch]]:
