@@ -9,7 +9,9 @@ better one on the `select` rows counts. All networks run in the same engines and
 
 For each peer, ours is the size and form that is best on the `select` rows among those no slower. `by` is how much
 better the peer is on the validation rows, in points, with the interval over rows; `above` says that it is better at
-all. Where nothing of ours is as fast, `above` is true and `by` is empty.
+all. Where nothing of ours is as fast, `above` is true and `by` is empty. `above_by_fastest` says the same where the
+fastest call of each counts instead of the median: what else runs on a machine slows calls down and never speeds them
+up. `wide` counts the medians that spread over more than a fifth: a busy machine.
 """
 
 import argparse
@@ -38,6 +40,7 @@ from dynabert.results import load_result
 from dynabert.statistics import ROW_METRICS, RowMetric, paired_difference
 from dynabert.studies.trials import Study
 from dynabert.subnet import Subnet
+from dynabert.sweep import WIDE_SPREAD
 from dynabert.timing import interleaved, timing_of
 
 if TYPE_CHECKING:
@@ -159,10 +162,12 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
                 "select": 100 * judge.on_select(answers(run, judge.rows.select)),
                 "ms": timing.median_ms,
                 "p95_ms": timing.p95_ms,
+                "fastest_ms": 1e3 * float(np.min(taken[form])),
                 "spread": timing.spread,
             }
     for form, row in rows.items():
         row |= beside_ours(form, rows, logits, judge)
+        row["above_by_fastest"] = beside_ours(form, rows, logits, judge, time="fastest_ms")["above"]
     return {
         "task": judge.rows.task.name,
         "main_metric": judge.rows.task.primary_metric,
@@ -170,22 +175,24 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
         "seq": chosen.seq,
         "learning_rates": {name: lr for name, (_, lr) in peers.items() if lr is not None},
         "peers_above": sum(row["above"] is True for row in rows.values()),
+        "peers_above_by_fastest": sum(row["above_by_fastest"] is True for row in rows.values()),
+        "wide": sum(row["spread"] > WIDE_SPREAD for row in rows.values()),
         "peers_surely_above": sum(row["low"] is not None and row["low"] > 0 for row in rows.values()),
         "rows": list(rows.values()),
     }
 
 
 def beside_ours(
-    form: Form, rows: dict[Form, dict[str, Any]], logits: dict[Form, np.ndarray], judge: Judge
+    form: Form, rows: dict[Form, dict[str, Any]], logits: dict[Form, np.ndarray], judge: Judge, *, time: str = "ms"
 ) -> dict[str, Any]:
     """Whether a peer lies above our front, and by how much, with the interval over rows; of ours nothing is said."""
     nothing = dict.fromkeys(("against", "above", "by", "low", "high"))
     if form.is_ours:
         return nothing
-    within = [other for other in rows if other.is_ours and rows[other]["ms"] <= rows[form]["ms"]]
+    within = [other for other in rows if other.is_ours and rows[other][time] <= rows[form][time]]
     if not within:
         return nothing | {"above": True}
-    best = max(within, key=lambda other: (rows[other]["select"], -rows[other]["ms"]))
+    best = max(within, key=lambda other: (rows[other]["select"], -rows[other][time]))
     gap = paired_difference(judge.metric, judge.labels, logits[form], logits[best])
     against = f"{best.network.removeprefix(OURS)} {best.engine} {best.dtype}"
     by, low, high = (100 * value for value in gap)
@@ -261,7 +268,7 @@ def main() -> None:
     result = {"machine": about, "quick": chosen.quick, **measured(chosen)}
     finish(result, chosen.json)
     table(sorted(result["rows"], key=lambda row: row["ms"]))
-    for name in ("learning_rates", "peers_above", "peers_surely_above"):
+    for name in ("learning_rates", "peers_above", "peers_above_by_fastest", "peers_surely_above", "wide"):
         print(name, result[name])
     if chosen.plot is not None:
         atomic_write_bytes(chosen.plot, plotted(result))

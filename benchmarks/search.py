@@ -1,15 +1,17 @@
 """What heads and neurons chosen per layer gain over the uniform grid at the same FLOPs, on finished runs.
 
     DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/rte --seeds 0,1,2 --json FILE
+    DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/seeds/sst2-42 runs/seeds/sst2-43 runs/seeds/sst2-44
 
-Nothing is trained, and every search begins with nothing: what others left in the run folders is not used. Everything
+Runs of one task stand together: each of them, with each seed of the search, is one of its seeds. Nothing is trained, and every search begins with nothing: what others left in the run folders is not used. Everything
 is chosen on the `select` rows: the row of the grid that all gains are over by its metric (`uniform grid`), the others
 by their distance from the full network, the grid's `nearest` among them. Gains are on the validation rows, paired by
-row and by seed of the search, in points. `seconds` are of wall time from the start of a search to its choice, the most
+row and seed, in points. `seconds` are of wall time from the start of a search to its choice, the most
 of the seeds; `wall` is what all of it took, measuring included. The result is written after every search.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -49,8 +51,16 @@ def searched(run: Path, limit: CostLimit, effort: Effort, device: str | None) ->
         return search_run(alike, limit, effort=effort, device=device)
 
 
+def by_task(runs: Sequence[Path]) -> dict[str, list[Path]]:
+    """The runs of each task: they differ in their trainings, and have the same validation rows."""
+    found: dict[str, list[Path]] = {}
+    for run in runs:
+        found.setdefault(Saved.of(run).roles()[0].name, []).append(run)
+    return found
+
+
 def gain(results: Sequence[SearchResult], how: str, labels: Any, *, draw: int) -> Resampled:  # noqa: ANN401 (an array)
-    """What a choice gains over the uniform grid on each resample of the rows and the seeds."""
+    """What a choice gains over the uniform grid, resampled over rows and seeds."""
     sides = ({"": [result.logits[side] for result in results]} for side in (how, UNIFORM))
     return resampled_difference(ROW_METRICS[results[0].metric], labels, *sides, n=N_RESAMPLES, seed=draw)
 
@@ -83,11 +93,11 @@ def main() -> None:
     searches: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     gains: dict[tuple[float, str], list[Resampled]] = {}
-    for draw, run in enumerate(chosen.runs):
-        labels = labels_of(Saved.of(run).rows(load_tokenizer(run / "elastic")).validation)
+    for draw, (task, runs) in enumerate(by_task(chosen.runs).items()):
+        labels = labels_of(Saved.of(runs[0]).rows(load_tokenizer(runs[0] / "elastic")).validation)
         for share in shares:
             results = []
-            for effort in efforts:
+            for run, effort in product(runs, efforts):
                 started = perf_counter()
                 results.append(searched(run, CostLimit(share=share), effort, chosen.device))
                 wall = round(perf_counter() - started, 1)
@@ -102,7 +112,8 @@ def main() -> None:
                 gains.setdefault((share, how), []).append(gain(results, how, labels, draw=draw))
             rows.append(
                 {
-                    "run": run.name,
+                    "task": task,
+                    "seeds": len(results),
                     "share": share,
                     **{how: mean_metric(results, how) for how in (UNIFORM, NEAREST, ALIKE, PER_LAYER)},
                     "gain alike": text(mean_difference(gains[share, ALIKE][-1:])),
@@ -113,11 +124,11 @@ def main() -> None:
             )
     table(rows)
     means = [
-        {"share": share, "choice": how, "mean gain": text(mean_difference(found)), "runs": len(found)}
+        {"share": share, "choice": how, "mean gain": text(mean_difference(found)), "tasks": len(found)}
         for (share, how), found in gains.items()
     ]
     table(means)
-    finish({"machine": machine(chosen.device), "searches": searches, "means": means}, chosen.json)
+    finish({"machine": machine(chosen.device), "searches": searches, "tasks": rows, "means": means}, chosen.json)
 
 
 if __name__ == "__main__":
