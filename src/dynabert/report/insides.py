@@ -20,7 +20,7 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.network import Attention
+from dynabert.report.network import MAX_LENGTH, Attention
 
 _DASHES = [[1, 0], [6, 3], [2, 3], [8, 3, 2, 3], [1, 2]]
 
@@ -239,7 +239,8 @@ def attention_figure(attention: Attention) -> Figure:
         title="Attention",
         caption="How much each token (down the side) attends to each token (along the bottom), in every head of one "
         "layer of one size: the colours run from 0 to 1. Heads stand in the order that the run gave them by "
-        "importance; layers are counted from 0 in the full network.",
+        "importance; layers are counted from 0 in the full network. Of a text of more than "
+        f"{MAX_LENGTH} tokens the network was given the first {MAX_LENGTH - 1} and the last.",
         spec=spec_of(chart),
         data={},
         controls=(

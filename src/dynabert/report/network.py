@@ -28,6 +28,7 @@ from dynabert.results import Saved, load_result, load_teacher
 from dynabert.studies.attention import attention_maps
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
+from dynabert.timing import tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,9 +121,9 @@ class Network:
         views |= {subnet.name: elastic.at(subnet) for subnet in self.subnets}
         logits = {}
         for done, (name, view) in enumerate(views.items()):
-            self._tell("predict", done, len(views))
+            tell(self.progress, "predict", done, len(views))
             logits[name] = predict(view, prepared.validation)
-        self._tell("predict", len(views), len(views))
+        tell(self.progress, "predict", len(views), len(views))
         made = Predictions(labels_of(prepared.validation), logits)
         about = {"fingerprint": self.fingerprint, "format_version": str(FORMAT_VERSION)}
         _keep(path, lambda: atomic_write_bytes(path, save({LABELS: made.labels, **made.logits}, about)))
@@ -173,10 +174,6 @@ class Network:
             )
         elastic.to(pick_device(self._device))
         return elastic, prepared
-
-    def _tell(self, what: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(what, done, total)
 
 
 def choose_texts(batches: Iterable[Batch], n_texts: int = N_TEXTS) -> list[Batch]:

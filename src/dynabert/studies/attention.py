@@ -36,6 +36,7 @@ from dynabert.results import Saved, load_result, load_teacher
 from dynabert.seeds import permutation
 from dynabert.studies.patterns import THRESHOLD, AttentionStudy, Similarities, study_of
 from dynabert.subnet import Subnet
+from dynabert.timing import tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,14 +138,14 @@ def attention_study(
     of_heads: dict[tuple[str, Subnet], list[Tensor]] = {key: [] for key in views}
     rows = tuple(batches)
     for done, batch in enumerate(rows):
-        _tell(progress, done, len(rows))
+        tell(progress, "attention", done, len(rows))
         mask, patterns = batch.inputs["attention_mask"], _maps(whole, batch.inputs)
         of_patterns.append(similarities(patterns, patterns, mask).cpu())
         for key, view in views.items():
             of_heads[key].append(similarities(patterns, _maps(view, batch.inputs), mask).cpu())
     if not rows:
         raise DataError("there are no texts to study; give at least one")
-    _tell(progress, len(rows), len(rows))
+    tell(progress, "attention", len(rows), len(rows))
     joined = {key: torch.cat(parts).numpy() for key, parts in of_heads.items()}
     measured = [
         Similarities(subnet, elastic.slices(subnet), joined["distilled", subnet], joined["cut", subnet])
@@ -160,11 +161,6 @@ def _check(teacher: ElasticModel, elastic: ElasticModel, chosen: tuple[Subnet, .
         raise SettingError(f"a teacher of {teacher.shape} does not fit {elastic.shape}; give the one it was made from")
     if not 0 < threshold < 1:
         raise SettingError(f"threshold {threshold} is outside (0, 1); {THRESHOLD} is usual")
-
-
-def _tell(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress("attention", done, total)
 
 
 def attention_of_run(
