@@ -3,7 +3,7 @@
     DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/rte --seeds 0,1,2 --json FILE
     DYNABERT_DATA=DIR python benchmarks/search.py --runs runs/four/sst2 runs/four/sst2-43 runs/four/sst2-44
 
-Runs of one task stand together: each of them, with each seed of the search, is one of its seeds. Nothing is trained,
+Runs of one task stand together, as its trainings; over the seeds of the search the mean is taken. Nothing is trained,
 and every search begins with nothing: what others left in the run folders is not used. Everything is chosen on the
 `select` rows: the row of the grid that all gains are over by its metric (`uniform grid`), the others by their distance
 from the full network, the grid's `nearest` among them. Gains are on the validation rows, paired by row and seed, in
@@ -20,6 +20,7 @@ from typing import Any
 
 from common import finish, machine, options, table
 
+from dynabert.errors import SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of
 from dynabert.results import Saved
@@ -56,13 +57,23 @@ def by_task(runs: Sequence[Path]) -> dict[str, list[Path]]:
     """The runs of each task: they differ in their trainings, and have the same validation rows."""
     found: dict[str, list[Path]] = {}
     for run in runs:
-        found.setdefault(Saved.of(run).roles()[0].name, []).append(run)
+        saved = Saved.of(run)
+        others = found.setdefault(saved.roles()[0].name, [])
+        if others and Saved.of(others[0]).data != saved.data:
+            raise SettingError(f"{run} is of other rows than {others[0]}; give runs of the same ones")
+        others.append(run)
     return found
 
 
-def gain(results: Sequence[SearchResult], how: str, labels: Any, *, draw: int) -> Resampled:  # noqa: ANN401 (an array)
-    """What a choice gains over the uniform grid, resampled over rows and seeds."""
-    sides = ({"": [result.logits[side] for result in results]} for side in (how, UNIFORM))
+def gain(results: Sequence[SearchResult], how: str, labels: Any, *, n_efforts: int, draw: int) -> Resampled:  # noqa: ANN401 (an array)
+    """What a choice gains over the uniform grid, resampled over rows and trainings.
+
+    :param results: of every run with every seed of the search, run by run: searches of one run share its training.
+    """
+    sides = (
+        {str(seed): [result.logits[side] for result in results[seed::n_efforts]] for seed in range(n_efforts)}
+        for side in (how, UNIFORM)
+    )
     return resampled_difference(ROW_METRICS[results[0].metric], labels, *sides, n=N_RESAMPLES, seed=draw)
 
 
@@ -110,11 +121,11 @@ def main() -> None:
                 print(f"no row of the grid is as small as {share:g}: nothing to compare with")
                 continue
             for how in (NEAREST, ALIKE, PER_LAYER):
-                gains.setdefault((share, how), []).append(gain(results, how, labels, draw=draw))
+                gains.setdefault((share, how), []).append(gain(results, how, labels, n_efforts=len(efforts), draw=draw))
             rows.append(
                 {
                     "task": task,
-                    "seeds": len(results),
+                    "trainings": len(runs),
                     "share": share,
                     **{how: mean_metric(results, how) for how in (UNIFORM, NEAREST, ALIKE, PER_LAYER)},
                     "gain alike": text(mean_difference(gains[share, ALIKE][-1:])),

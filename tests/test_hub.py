@@ -80,16 +80,14 @@ def test_pushing_again_replaces_what_is_there(folder, hub):
 
 
 def test_files_of_an_earlier_upload_go_and_those_of_others_stay(folder, elastic, hub):
-    (folder / "README.md").unlink()
     push_folder(folder, "me/small-bert")
     there = hub.repositories["me/small-bert"]
     there["notes.md"] = b"mine"
     smaller = folder.parent / "smaller"
     elastic.extract(Subnet(0.5, 0.5)).save_pretrained(smaller)
-    (smaller / "config.json").write_bytes((smaller / "config.json").read_bytes())
-    push_folder(smaller, "me/small-bert")
-    assert set(there) == {"notes.md", *contents(smaller)} | ({"MANIFEST.json"} & set(there))
-    assert "elastic.json" not in there
+    sent = push_folder(smaller, "me/small-bert")
+    assert set(there) == {"notes.md", "README.md", *contents(smaller)}
+    assert set(sent.deleted) >= {"elastic.json", "MANIFEST.json"} and "README.md" not in sent.deleted
     there["MANIFEST.json"] = b"not one of ours"
     push_folder(folder, "me/small-bert")  # then nothing is deleted
     assert "notes.md" in there and "elastic.json" in there

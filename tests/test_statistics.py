@@ -136,8 +136,8 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert sure.low > 0 > unsure.low
 
 
-@pytest.mark.parametrize(("n_tasks", "n_seeds"), [(1, 2), (1, 3), (1, 5), (4, 3)])
-def test_few_seeds_are_not_surer_than_they_can_be(n_tasks: int, n_seeds: int) -> None:
+@pytest.mark.parametrize(("n_tasks", "n_seeds"), [(1, 2), (1, 3), (1, 5), (4, 2), (4, 3)])
+def test_few_seeds_are_as_sure_as_they_can_be(n_tasks: int, n_seeds: int) -> None:
     # The true difference is 0. Drawing anew among three seeds of one task would miss it twice as often as they say.
     random, metric, trials = np.random.default_rng(0), ROW_METRICS["accuracy"], 300
     labels = np.zeros(1000, dtype=np.int64)
@@ -155,7 +155,7 @@ def test_few_seeds_are_not_surer_than_they_can_be(n_tasks: int, n_seeds: int) ->
         low, high = mean_difference(tasks)[1:]
         covered += low <= 0 <= high
         small += p_value(averaged(tasks).values) < 0.01
-    assert covered / trials >= 0.92 and small / trials <= 0.03
+    assert 0.92 <= covered / trials <= 0.99 and small / trials <= 0.03
 
 
 def test_seeds_stay_paired() -> None:

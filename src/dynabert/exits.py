@@ -8,6 +8,7 @@ Sources: DeeBERT (Xin et al., ACL 2020) section 3.3, its batch size 1 only; Fast
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import lgamma
@@ -338,11 +339,17 @@ def most_careful(
     :raises SettingError: none of the thresholds is so cheap.
     :raises DataError: no rows, or a stack of one layer, which has no ramps.
     """
-    for threshold in _offered(all_logits, rule, thresholds):
-        cost = flops_by_exit[exits_at(all_logits, threshold, rule).n_layers - 1].mean()
-        if cost <= flops:
-            return threshold
-    raise SettingError(f"{flops:.4g} FLOPs are below the {cost:.4g} of the fastest threshold; give a larger budget")
+
+    def cost(threshold: float) -> float:
+        return float(flops_by_exit[exits_at(all_logits, threshold, rule).n_layers - 1].mean())
+
+    offered = _offered(all_logits, rule, thresholds)
+    first = bisect_left(offered, -flops, key=lambda threshold: -cost(threshold))
+    if first == len(offered):
+        raise SettingError(
+            f"{flops:.4g} FLOPs are below the {cost(offered[-1]):.4g} of the fastest threshold; give a larger budget"
+        )
+    return offered[first]
 
 
 def _offered(all_logits: np.ndarray, rule: Rule, thresholds: Iterable[float] | None) -> list[float]:

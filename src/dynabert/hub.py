@@ -22,11 +22,13 @@ class Upload:
     :param repository: its name on the hub.
     :param files: their names with sizes in bytes, in ascending order.
     :param url: the page of the repository; None where nothing was sent.
+    :param deleted: files of an earlier upload that the folder no longer has, and the repository neither.
     """
 
     repository: str
     files: tuple[tuple[str, int], ...]
     url: str | None = None
+    deleted: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -39,7 +41,8 @@ def push_folder(
 ) -> Upload:
     """Upload a model folder, hidden files left out, to a repository, which is made if there is none.
 
-    Of what an earlier upload left there, files that the folder no longer has are deleted; nothing else is.
+    Of what an earlier upload left there, files that the folder no longer has are deleted, the card excepted; nothing
+    else is.
 
     In the examples of its model card the name of the repository takes the place of that of the folder.
 
@@ -102,13 +105,14 @@ def _send(additions: "list[CommitOperationAdd]", upload: Upload, *, private: boo
             raise SettingError("nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN to a write token")
         url = api.create_repo(upload.repository, private=private, exist_ok=True)
         new = {addition.path_in_repo for addition in additions}
-        deletions = [CommitOperationDelete(name) for name in _published(api, url.repo_id) if name not in new]
+        gone = tuple(name for name in _published(api, url.repo_id) if name not in new)
+        deletions = [CommitOperationDelete(name) for name in gone]
         api.create_commit(url.repo_id, [*additions, *deletions], commit_message=message)
     except DynabertError:
         raise
     except Exception as error:  # the client raises its own, its HTTP library's and the operating system's errors
         raise _refusal(error, upload.repository) from error
-    return Upload(url.repo_id, upload.files, str(url))
+    return Upload(url.repo_id, upload.files, str(url), gone)
 
 
 def _published(api: "HfApi", repository: str) -> list[str]:
@@ -119,7 +123,7 @@ def _published(api: "HfApi", repository: str) -> list[str]:
     with TemporaryDirectory(prefix="dynabert-") as folder:
         api.hf_hub_download(repository, MANIFEST, local_dir=folder)
         try:
-            return sorted(there.intersection(listed_in(folder)))
+            return sorted(there.intersection((*listed_in(folder), MANIFEST)) - {CARD})
         except ModelFileError:  # a manifest of somebody else's
             return []
 

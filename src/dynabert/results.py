@@ -15,7 +15,7 @@ from dynabert.data import Roles
 from dynabert.deployed import measure_deployed, parity_of, random_arrays
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.engines import engine_of
+from dynabert.engines import computing_engine, engine_of
 from dynabert.engines.torch_engine import TorchSession
 from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.exported import Parity
@@ -78,6 +78,8 @@ def measure_run(
     elastic = load_result(out)
     if latency is not None:
         check_length(elastic.model, latency)
+        if (latency.engine, latency.dtype) != PLAIN:
+            computing_engine(latency.engine, latency.dtype)  # what cannot be computed is said before the predictions
     prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
     teacher = load_teacher(out, elastic)
     if latency is None or (latency.engine, latency.dtype) == PLAIN:
@@ -325,19 +327,26 @@ class Checked:
     timing: Timing
 
 
-def check_extracted(out: str | Path, subnet: Subnet, folder: str | Path) -> Checked:
+def rows_of(out: str | Path) -> Prepared:
+    """The rows of a finished run, as it had them.
+
+    :raises DataError: they have changed since.
+    """
+    return Saved.of(out).rows(load_tokenizer(Path(out) / "elastic"))
+
+
+def check_extracted(out: str | Path, subnet: Subnet, folder: str | Path, *, rows: Prepared) -> Checked:
     """Load a model that `extract_run` wrote, and compare it with its run on the validation rows.
 
     :param out: the run folder.
+    :param rows: of the run, see `rows_of`.
     :param subnet: which was extracted.
     :param folder: where it was written to.
     :return: and the latency of the loaded model, with the settings of `LatencySettings`, at fewer tokens where it takes
         no more.
-    :raises DataError: the rows have changed since.
     """
     elastic = load_result(out)
     settings = LatencySettings(seq=(min(LatencySettings().seq[0], longest_input(elastic.model)),))
-    rows = Saved.of(out).rows(load_tokenizer(Path(out) / "elastic"))
     session = TorchSession(load(folder, head=None).eval(), n_threads=torch.get_num_threads())
     parity = parity_of(elastic, subnet, session, tuple(rows.validation), task=rows.task)
     ((timing,),) = timings({"": session}, random_arrays(elastic, settings), repeats=settings.repeats).values()

@@ -18,6 +18,7 @@ MetricFunction: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
 Predictions: TypeAlias = np.ndarray | Sequence[np.ndarray]
 """Of one model: class numbers or scores of shape (rows,), or logits (rows, classes). A list of those: one per seed."""
 
+_CHANCE = 16  # seed of the draws of the chance of training
 _CHUNK = 2_000_000  # draws that are held at once
 
 
@@ -37,10 +38,26 @@ class Difference(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """A difference a - b as measured, and on each resample of the rows with the chance of training, shape (n,)."""
+    """A difference a - b as measured, how it varies with the rows, and how it would with other trainings.
+
+    :param mean: as measured, mean over the seeds.
+    :param by_rows: on each resample of the rows, shape (n,).
+    :param variance: of the mean over as many seeds of other trainings; 0 where one seed tells nothing of it.
+    :param freedom: degrees of freedom that the variance is known with.
+    """
 
     mean: float
-    values: np.ndarray
+    by_rows: np.ndarray
+    variance: float = 0.0
+    freedom: float = np.inf
+
+    @property
+    def values(self) -> np.ndarray:
+        """With both chances, shape (n,): that of training by Student's t, the same draws for all that is compared."""
+        if not self.variance:
+            return self.by_rows
+        draws = np.random.default_rng(_CHANCE).standard_t(self.freedom, len(self.by_rows))
+        return self.by_rows + np.sqrt(self.variance) * draws
 
 
 @dataclass(frozen=True)
@@ -192,8 +209,8 @@ def grid_difference(
     :raises SettingError: Subnets or numbers of seeds that differ, or `n` or `level` out of range.
     :raises DataError: no rows, or labels and predictions of different length.
     """
-    measured, resampled = resampled_difference(metric_fn, labels, predictions_a, predictions_b, n=n, seed=seed)
-    return mean_difference([(measured, resampled)], level=level)
+    resampled = resampled_difference(metric_fn, labels, predictions_a, predictions_b, n=n, seed=seed)
+    return mean_difference([resampled], level=level)
 
 
 def resampled_difference(
@@ -207,7 +224,7 @@ def resampled_difference(
 ) -> Resampled:
     """What `grid_difference` takes its interval from; the parameters and errors are its own.
 
-    :return: the difference a - b as measured, and on each resample, shape (n,).
+    :return: see `Resampled`.
     """
     sides = [_by_seed(predictions_a), _by_seed(predictions_b)]
     if not predictions_a or set(sides[0]) != set(sides[1]):
@@ -225,24 +242,14 @@ def resampled_difference(
     measured = np.array([metric_fn(labels, run) for run in runs]).reshape(shape)
     resampled = _resampled(metric_fn, labels, runs, n, random).reshape(n, *shape)
     own = (measured[0] - measured[1]).mean(axis=0)  # (seeds,): a - b of the mean over the Subnets
-    gains = (resampled[:, 0] - resampled[:, 1]).mean(axis=(1, 2))  # (resamples,): likewise, mean over the seeds
-    return Resampled(float(own.mean()), gains + _chance_of_training(own, n, random))
+    by_rows = (resampled[:, 0] - resampled[:, 1]).mean(axis=(1, 2))  # (resamples,): likewise, mean over the seeds
+    if len(own) == 1:
+        return Resampled(float(own.mean()), by_rows)
+    # Drawing anew among two or three seeds instead would show far too little of the chance of training.
+    return Resampled(float(own.mean()), by_rows, float(own.var(ddof=1)) / len(own), len(own) - 1)
 
 
-def _chance_of_training(gains: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
-    """How far the mean over other seeds may lie from that of these, shape (n,): Student's t with seeds - 1 degrees.
-
-    Drawing anew among two or three seeds instead would show far too little of it.
-
-    :param gains: the difference of each seed, shape (seeds,); of one seed nothing is known, and 0 is returned.
-    """
-    n_seeds = len(gains)
-    if n_seeds == 1:
-        return np.zeros(n)
-    return gains.std(ddof=1) / np.sqrt(n_seeds) * random.standard_t(n_seeds - 1, n)
-
-
-def mean_difference(comparisons: Sequence[tuple[float, np.ndarray]], *, level: float = 0.95) -> Difference:
+def mean_difference(comparisons: Sequence[Resampled], *, level: float = 0.95) -> Difference:
     """The mean of several differences, of one for each task for instance, and its interval.
 
     :param comparisons: from `resampled_difference`, with the same `n`; each with a seed of its own, so that the tasks
@@ -251,19 +258,28 @@ def mean_difference(comparisons: Sequence[tuple[float, np.ndarray]], *, level: f
     :raises SettingError: no comparisons, or `level` out of range.
     """
     _check_level(level)
-    mean, values = averaged(comparisons)
-    return Difference(mean, *_bounds(values, level))
+    mean = averaged(comparisons)
+    return Difference(mean.mean, *_bounds(mean.values, level))
 
 
-def averaged(comparisons: Sequence[tuple[float, np.ndarray]]) -> Resampled:
-    """The mean of several differences, as measured and on each resample; the parameter is that of `mean_difference`.
+def averaged(comparisons: Sequence[Resampled]) -> Resampled:
+    """The mean of several differences; the parameter is that of `mean_difference`.
+
+    The more of them, the better known is the chance of training: degrees of freedom after Welch and Satterthwaite.
 
     :raises SettingError: no comparisons.
     """
     if not comparisons:
         raise SettingError("no differences to average; give at least one")
-    resampled = np.mean([values for _, values in comparisons], axis=0)
-    return Resampled(float(np.mean([mean for mean, _ in comparisons])), resampled)
+    n = len(comparisons)
+    variances, freedoms = (np.array([getattr(one, name) for one in comparisons]) for name in ("variance", "freedom"))
+    known = float((variances**2 / freedoms).sum())
+    return Resampled(
+        mean=float(np.mean([one.mean for one in comparisons])),
+        by_rows=np.mean([one.by_rows for one in comparisons], axis=0),
+        variance=float(variances.sum()) / n**2,
+        freedom=float(variances.sum()) ** 2 / known if known else np.inf,
+    )
 
 
 def p_value(resampled: np.ndarray) -> float:

@@ -11,13 +11,16 @@ from helpers import tiny_batch, tiny_model
 from transformers import PreTrainedModel
 
 from dynabert.batches import Batches, Encoded
-from dynabert.deployed import calibration_of
+from dynabert.deployed import calibration_of, measure_deployed
 from dynabert.elastic import ElasticModel
 from dynabert.engines import Engine, Int8, completed, computing_engine, engine_here, engine_of, input_names
 from dynabert.engines.footprint import footprint
 from dynabert.engines.torch_engine import TorchSession
 from dynabert.errors import ModelFileError, SettingError
+from dynabert.export import Checks, ExportSettings, export
 from dynabert.subnet import Subnet
+from dynabert.sweep import LatencySettings
+from dynabert.tasks import TASKS
 
 ROWS = tiny_batch(seed=3, batch=40, seq=20)
 INPUTS = {name: rows.numpy() for name, rows in ROWS.inputs.items()}
@@ -259,6 +262,12 @@ def test_threads_of_the_process_are_as_before_a_call():
 
 def test_a_type_that_the_processor_lacks_is_neither_measured_nor_exported(monkeypatch, tmp_path):
     monkeypatch.setattr("dynabert.engines.torch_engine.has_bf16", lambda device: False)
-    with pytest.raises(SettingError, match="no instructions for bf16, so what torch computes in it cannot"):
-        computing_engine("torch", "bf16")
-    assert computing_engine("torch", "fp32").has("fp32")
+    said = "no instructions for bf16, so what torch computes in it cannot"
+    elastic, task = ElasticModel(tiny_model("bert")), TASKS["mnli"]
+    latency = LatencySettings(engine="torch", dtype="bf16", seq=(8,))
+    with pytest.raises(SettingError, match=said):
+        measure_deployed(elastic, [ROWS], task=task, latency=latency)
+    settings = ExportSettings("torch", "bf16", shape=(1, 8))
+    with pytest.raises(SettingError, match=said):
+        export(elastic, Subnet(), tmp_path / "out", checks=Checks(task, (ROWS,), (ROWS,)), settings=settings)
+    assert not (tmp_path / "out").exists() and computing_engine("torch", "fp32").has("fp32")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_job import small_plan, write_job
 
-from dynabert.baselines import METHODS
+from dynabert.baselines import METHODS, MaskedEncoder
 from dynabert.errors import SettingError
+from dynabert.hooks import Hooks, StepReport
+from dynabert.loading import load
 from dynabert.recipes import TEACHER, Recipe
 from dynabert.results import load_result
 from dynabert.run import train
@@ -23,6 +26,16 @@ SETTINGS = {"methods": ["deebert", "layerdrop", "alone"], "n_seeds": 2, "lrs": (
 
 
 ONE_TEACHER_EPOCH = Recipe("", (replace(TEACHER, epochs=1),))
+
+
+class Count(Hooks):
+    """Counts the steps of all trainings."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def stepped(self, report: StepReport) -> None:
+        self.steps += 1
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +119,26 @@ def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(tmp_path: Path, monk
     encoder, source = write_job(tmp_path, n_layers=4, masked=True)
     run = tmp_path / "run"
     train(encoder, source, run, plan=small_plan(), latency=None)
+    given = []
+
+    def masked(study: Study) -> MaskedEncoder:
+        given.append(real(study))
+        before.append({name: tensor.clone() for name, tensor in given[-1].model.state_dict().items()})
+        return given[-1]
+
+    real, before = Study.masked, []
+    monkeypatch.setattr(Study, "masked", masked)
     result = compare(run, methods=["layerdrop-masked", "layerdrop"], budget=0.5)
     trials, study = trials_of(run), Study(run, budget=0.5)
     one, other = (trials[f"{name}-lr0.002-42"] for name in ("layerdrop-masked", "layerdrop"))
-    assert one.training_flops <= 1.01 * (study.budget_flops + study.teacher_flops) and one.points != other.points
+    assert one.training_flops <= 1.01 * (study.budget_flops + study.teacher_flops)
+    assert not np.array_equal(one.logits["w1-d1"], other.logits["w1-d1"])
+    stock = load(encoder, head="ForMaskedLM").state_dict()
+    assert len(before) == 1 and all(torch.equal(tensor, stock[name]) for name, tensor in before[0].items())
+    changed = given[0].model.state_dict()
+    assert not torch.equal(
+        changed["bert.embeddings.word_embeddings.weight"], stock["bert.embeddings.word_embeddings.weight"]
+    )
     assert {row.method for row in result.standings} == {OURS, "layerdrop-masked", "layerdrop"}
     tokenizer = study.tokenizer
     tokenizer.mask_token = None
@@ -135,11 +164,12 @@ def test_an_encoder_without_a_head_over_the_vocabulary_does_without_the_masked_p
 def test_the_best_cascade_stands_beside_the_best_size(run: Path) -> None:
     plain = compare(run, methods=["first-layers"], budget=0.5)
     before = trials_of(run)
-    result = compare(run, methods=[CASCADE, "first-layers"], budget=0.5)
+    count = Count()
+    result = compare(run, methods=[CASCADE, "first-layers"], budget=0.5, hooks=count)
     by_place = {(row.method, row.share): row for row in result.standings}
     full, study = encoder_flops(load_result(run).shape, load_result(run).slices(Subnet())), Study(run, budget=0.5)
     trial = trials_of(run)[f"{CASCADE}-lr0.002-42"]
-    assert trial.training_flops == before[f"{OURS}-lr0.002-42"].training_flops, "nothing more is trained"
+    assert trial.training_flops == before[f"{OURS}-lr0.002-42"].training_flops and not count.steps, "nothing is trained"
     for share in (0.5, 0.25):
         row, ours = by_place[CASCADE, share], by_place[OURS, share]
         if row.metric is None:
@@ -157,6 +187,14 @@ def test_the_best_cascade_stands_beside_the_best_size(run: Path) -> None:
         if row.method != CASCADE and row.difference is not None:
             assert row.difference.mean == pytest.approx(ours.metric - row.metric)
     assert plain.ours == OURS
+
+
+def test_a_grid_without_a_pair_has_no_cascade(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynabert.studies.compare.CASCADE_SHARES", (0.2,))  # below its smallest size
+    with pytest.raises(SettingError, match=r"dynabert-cascade: the grid of .* has no size of 20% of the FLOPs"):
+        compare(run, methods=[CASCADE])
+    with pytest.raises(SettingError, match="compare with dynabert"):
+        compare(run, methods=["first-layers"], ours=CASCADE)
 
 
 def test_cascades_are_refused_for_a_regression(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

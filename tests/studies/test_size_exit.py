@@ -116,8 +116,11 @@ def test_a_cascade_agrees_with_the_full_network_and_trains_nothing(run: Path) ->
         assert point.n_layers == pytest.approx(run_of.n_layers.mean())
     saved = json.loads((run / "studies" / "cascades.json").read_text())
     assert len(saved["points"]) == len(result.points)
-    with pytest.raises(SettingError, match="is no cascade"):
-        cascades_of_run(run, subnets=[Subnet()])
+    table = result.table()
+    assert all(f"{by_asked[key].threshold:.4g}" in table for key in reached), "what Cascade.predict takes"
+    for subnets in ([Subnet()], [Subnet(0.5, 0.5), Subnet()]):
+        with pytest.raises(SettingError, match="is no cascade"):
+            cascades_of_run(run, subnets=subnets)
 
 
 def test_shares_out_of_range_are_refused(run: Path) -> None:

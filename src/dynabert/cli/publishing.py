@@ -33,7 +33,11 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and upload nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload the elastic model of a run, or a model or exported folder, to the Hugging Face hub, with its card."""
+    """Upload the elastic model of a run, or a model or exported folder, to the Hugging Face hub, with its card.
+
+    Files of an earlier upload that the folder no longer has are deleted there; --dry-run asks nothing of the hub, so it
+    does not know of them.
+    """
     from dynabert.hub import push_folder
     from dynabert.results import folder_to_push
 
@@ -43,5 +47,7 @@ def push(
         return
     for name, size in upload.files:
         typer.echo(f"{size:>15,}  {name}")
+    for name in upload.deleted:
+        typer.echo(f"        deleted  {name}")
     goes = "would go" if upload.url is None else "went"
     typer.echo(f"{upload.n_bytes:>15,}  bytes {goes} to {upload.url or upload.repository}")

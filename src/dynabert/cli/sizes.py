@@ -208,14 +208,17 @@ def _describe(made: "Exported") -> None:
     _describe_parity(made.parity, made.timing)
 
 
-def _describe_parity(parity: "Parity", timing: "Timing") -> None:
-    """Print how far a file is from the network that it was cut out of, and how fast it is."""
+def _describe_parity(parity: "Parity", timing: "Timing", *, beside: str = "PyTorch") -> None:
+    """Print how far a file is from the network that it was cut out of, and how fast it is.
+
+    :param beside: what that network is called.
+    """
     typer.echo(
-        f"metric {parity.metric:.4f} on {parity.n_rows} rows; in PyTorch {parity.torch_metric:.4f} (difference, 95 %: "
+        f"metric {parity.metric:.4f} on {parity.n_rows} rows; in {beside} {parity.torch_metric:.4f} (difference, 95 %: "
         f"{parity.difference_low:.4f} to {parity.difference_high:.4f}), the full network {parity.full_metric:.4f}"
     )
     flips = "" if parity.negative_flips is None else f", wrong where it is right {parity.negative_flips:.1%}"
-    typer.echo(f"agrees with PyTorch {parity.same_size:.1%}, with the full network {parity.agreement:.1%}{flips}")
+    typer.echo(f"agrees with {beside} {parity.same_size:.1%}, with the full network {parity.agreement:.1%}{flips}")
     typer.echo(f"largest difference of a logit {parity.max_difference:.2g}")
     typer.echo(f"{timing.batch} x {timing.seq} tokens: {timing.median_ms:.2f} ms, 95 % within {timing.p95_ms:.2f} ms")
 
@@ -306,13 +309,14 @@ def extract(
     Only what that size keeps is read, so memory is about that of the small model; --check loads all sizes.
     """
     from dynabert.extraction import extract_folder
-    from dynabert.results import check_extracted, extract_run, is_run
+    from dynabert.results import check_extracted, extract_run, is_run, rows_of
 
     chosen = subnet_of(subnet, width, depth)
     if check and not is_run(model):
         raise SettingError(f"{model} is no run, so there are no rows to check on; leave --check out")
+    rows = rows_of(model) if check else None  # rows that have moved are said before anything is written
     cut = (extract_run if is_run(model) else extract_folder)(model, chosen, out, pad_heads=pad_heads)
-    checked = check_extracted(model, chosen, out) if check else None
+    checked = None if rows is None else check_extracted(model, chosen, out, rows=rows)
     if as_json:
         about = {} if checked is None else {"parity": asdict(checked.parity), "timing": asdict(checked.timing)}
         print_json({"subnet": chosen.name, **asdict(cut), "folder": str(cut.folder), **about})
@@ -320,7 +324,7 @@ def extract(
     typer.echo(f"{chosen.name}: {cut.n_params / 1e6:.2f} M parameters in {cut.folder}")
     typer.echo(f"loads with {cut.loads_with}")
     if checked is not None:
-        _describe_parity(checked.parity, checked.timing)
+        _describe_parity(checked.parity, checked.timing, beside="the run")
     typer.echo(f'try it: dynabert predict {cut.folder} "some text"')
 
 

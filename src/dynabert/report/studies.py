@@ -135,8 +135,8 @@ def read_compared(out: Path, own: Sweep) -> Compared:
     for row, what in _rows(saved, path):
         method, share = _typed(row, "method", str, what), _typed(row, "share", float, what)
         if row.get("difference") is not None:
-            gaps.append(_gap(row, method, share, what))
-        elif not _is_ours(method):
+            gaps.append(_gap(row, OWN_METHOD if _is_ours(method) else method, share, what))
+        elif method != saved.get("ours", compare.OURS):
             unpaired.append((method, share))
     by_cascades = saved.get("ours") == compare.CASCADE
     return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved, path), by_cascades)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynabert.baselines import METHODS, ElasticMethod, ExitMethod, Method, relatives, train_method
-from dynabert.baselines.cascades import best_cascades
+from dynabert.baselines import cascades as cascade
 from dynabert.baselines.plain import Rows
 from dynabert.errors import SettingError, one_of
 from dynabert.hooks import Hooks
@@ -32,6 +32,7 @@ from dynabert.statistics import (
 )
 from dynabert.studies.trials import (
     N_RESAMPLES,
+    Derived,
     Point,
     Study,
     Trial,
@@ -207,13 +208,16 @@ class _TaskComparison:
         study = self.study
         if method in OWN:
             plan = replace(study.plan, recipe=study.at_budget(study.recipe.adjusted(lr=lr)))
-            also = {f"{CASCADE}-lr{lr:g}": self._cascades} if CASCADE in self.methods else {}
+            cascades = Derived(f"{CASCADE}-lr{lr:g}", (CASCADE, CASCADE_SHARES, cascade.RULE), self._cascades)
+            also = (
+                () if _obstacle(CASCADE, [study]) else (cascades,)
+            )  # whoever asks for it next has it without training
             return study.trained_and(f"{OURS}-lr{lr:g}", plan, seed=seed, also=also)[OWN.index(method)]
         return self._kept(method, lr, seed, lambda: self._train(method, lr, seed))
 
     def _cascades(self, network: ElasticMethod, rows: Prepared) -> Method:
         budgets = [share * self.full_flops for share in CASCADE_SHARES]
-        return best_cascades(network, rows.select, rows.task, budgets=budgets, name=CASCADE)
+        return cascade.best_cascades(network, rows.select, rows.task, budgets=budgets, name=CASCADE)
 
     def _kept(self, method: str, lr: float, seed: int, make: Callable[[], Method]) -> Trial:
         """The trial of another method, measured when it is made."""
@@ -353,7 +357,9 @@ def compare(
             raise SettingError(one_of(what, name, names))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = [Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks) for run in runs]
-    left_out = _left_out((ours, *methods), studies, whole=set(methods) == set(ALL) and ours == OURS)
+    if obstacle := _obstacle(ours, studies):
+        raise SettingError(f"{ours}: {obstacle}; compare with {OURS}")
+    left_out = _left_out(methods, studies)
     methods = [method for method in methods if method not in left_out]
     tasks = [_TaskComparison(study, methods, ours=ours, rates=lrs, n_seeds=n_seeds) for study in studies]
     stood, summaries = [], []
@@ -365,13 +371,13 @@ def compare(
     return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _standings(stood))
 
 
-def _left_out(methods: Sequence[str], studies: Sequence[Study], *, whole: bool) -> dict[str, str]:
+def _left_out(methods: Sequence[str], studies: Sequence[Study]) -> dict[str, str]:
     """The methods that cannot do all tasks, and why; of the whole list they are left out, else they are refused.
 
     :raises SettingError: a method was asked for by name that cannot do one of the tasks.
     """
     obstacles = {method: found for method in methods if (found := _obstacle(method, studies))}
-    if obstacles and not whole:
+    if obstacles and set(methods) != set(ALL):
         method, obstacle = next(iter(obstacles.items()))
         raise SettingError(f"{method}: {obstacle}; leave out {', '.join(obstacles)}")
     return obstacles
@@ -384,9 +390,21 @@ def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
     for study in studies:
         if needs_classes and study.task.is_regression:
             return f"early exit needs classes, and {study.task.name} is a regression"
+        if method == CASCADE and not _has_pairs(study):
+            return (
+                f"the grid of {study.run} has no size that costs {max(CASCADE_SHARES):.0%} or less before a larger one"
+            )
         if needs_mask and (reason := study.no_masked_phase()):
             return reason
     return None
+
+
+def _has_pairs(study: Study) -> bool:
+    """Whether two sizes of the grid can be a cascade within the largest of its budgets."""
+    elastic = study.elastic
+    full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
+    costs = [encoder_flops(elastic.shape, elastic.slices(size)) for size in elastic.grid]
+    return min(costs) < max(costs) and min(costs) <= max(CASCADE_SHARES) * full
 
 
 def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:

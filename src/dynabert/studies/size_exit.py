@@ -25,6 +25,7 @@ from dynabert.baselines.cascades import RULE
 from dynabert.baselines.exiting import CascadeMethod, ExitMethod, ThresholdMethod
 from dynabert.baselines.method import ElasticMethod, Method, Spent
 from dynabert.batches import Batch
+from dynabert.cascade import Cascade
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.exits import CONFIDENCE, NEVER, fastest_agreeing, n_classes
@@ -98,12 +99,13 @@ class SizeExit:
             caption += f"; which these rows do not show for {missed}"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("Subnet", no_wrap=True)
-        for name in ("asked", "metric", "agreement", "layers", "FLOPs", "time x1", "x32"):
+        for name in ("asked", "threshold", "metric", "agreement", "layers", "FLOPs", "time x1", "x32"):
             table.add_column(name, justify="right", no_wrap=True)
         for point in self.points:
             asked = "no exit" if point.asked is None else f"{100 * point.asked:.4g}%"
             numbers = (f"{point.metric:.2f}", f"{point.agreement:.1%}", f"{point.n_layers:.2f}", f"{point.flops:.0%}")
-            table.add_row(point.subnet, asked, *numbers, *(f"{share:.0%}" for share in point.time))
+            threshold = "" if point.threshold is None else f"{point.threshold:.4g}"
+            table.add_row(point.subnet, asked, threshold, *numbers, *(f"{share:.0%}" for share in point.time))
         return plain_text(table)
 
 
@@ -158,8 +160,13 @@ def cascades_of_run(
     :raises SettingError: a regression, the full network as the first size, or settings out of range.
     """
     study = Study(Path(run), device=device)
-    grid = study.elastic.grid
-    sizes = subnets or tuple(Subnet(min(grid.widths), depth) for depth in grid.depths)
+    elastic, grid = study.elastic, study.elastic.grid
+    narrowest = (Subnet(min(grid.widths), depth) for depth in grid.depths)
+    sizes = subnets or tuple(size for size in narrowest if elastic.slices(size) != elastic.slices(Subnet()))
+    if not sizes:
+        raise SettingError(f"the grid of {run} has one size; a cascade takes two, so name a smaller one by subnets")
+    for size in sizes:
+        Cascade(elastic, (size, Subnet()))  # what is none is said before anything is predicted
     return _calibrated_to(agreements, study, sizes, _cascade, CASCADES)
 
 

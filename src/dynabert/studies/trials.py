@@ -126,8 +126,18 @@ class Trial:
             raise ModelFileError(f"{path} is no sound trial ({error}); delete it, and it is trained again") from error
 
 
-Choice = Callable[[ElasticMethod, Prepared], Method]
-"""What makes another method of a trained network, without training."""
+@dataclass(frozen=True)
+class Derived:
+    """Another method that is made of a trained network, without training.
+
+    :param name: what its trial is called.
+    :param settings: all that its result depends on besides the network and its rows: plain values.
+    :param make: makes it.
+    """
+
+    name: str
+    settings: object
+    make: Callable[[ElasticMethod, Prepared], Method]
 
 
 class Study:
@@ -301,12 +311,12 @@ class Study:
 
         :param plan: its recipe costs what it costs: see `at_budget`. Its teacher is that of the seed.
         """
-        return self.trained_and(name, plan, seed=seed, also={})[0]
+        return self.trained_and(name, plan, seed=seed, also=())[0]
 
-    def trained_and(self, name: str, plan: Plan, *, seed: int, also: Mapping[str, Choice]) -> list[Trial]:
-        """Likewise, and the trials of what else is made of the trained network, in one training where none was kept.
+    def trained_and(self, name: str, plan: Plan, *, seed: int, also: Sequence[Derived]) -> list[Trial]:
+        """Likewise, and the trials of what else is made of the trained network, in their order.
 
-        :param also: by name, all that its result depends on besides the network: what makes it.
+        One training serves all of them. Where some were kept and one was not, it is done once more.
         """
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
         unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
@@ -315,15 +325,15 @@ class Study:
         work = self.folder / "running" / self._digest(settings)
         network = cache(lambda: self._trained(name, unnamed, seed, work))
         trials = [self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))]
-        for other, choose in also.items():
-            make = partial(self._chosen, other, choose, network, seed)
-            trials.append(self.kept(f"{other}-{seed}", (*settings, other), make))
+        for other in also:
+            make = partial(self._derived, other, network, seed)
+            trials.append(self.kept(f"{other.name}-{seed}", (*settings, other.settings), make))
         if work.exists():
             remove_folder(work)
         return trials
 
-    def _chosen(self, name: str, choose: Choice, network: Callable[[], ElasticMethod], seed: int) -> Trial:
-        return self.trial(name, choose(network(), self.rows(seed)), seed)
+    def _derived(self, other: Derived, network: Callable[[], ElasticMethod], seed: int) -> Trial:
+        return self.trial(other.name, other.make(network(), self.rows(seed)), seed)
 
     def _trained(self, name: str, plan: Plan, seed: int, work: Path) -> ElasticMethod:
         """The network of a plan; that of the run, where that is its plan."""
