@@ -209,9 +209,8 @@ class _TaskComparison:
         if method in OWN:
             plan = replace(study.plan, recipe=study.at_budget(study.recipe.adjusted(lr=lr)))
             cascades = Derived(f"{CASCADE}-lr{lr:g}", (CASCADE, CASCADE_SHARES, cascade.RULE), self._cascades)
-            also = (
-                () if _obstacle(CASCADE, [study]) else (cascades,)
-            )  # whoever asks for it next has it without training
+            # Whether asked for or not: who asks for them next has them without training.
+            also = () if _obstacle(CASCADE, [study]) else (cascades,)
             return study.trained_and(f"{OURS}-lr{lr:g}", plan, seed=seed, also=also)[OWN.index(method)]
         return self._kept(method, lr, seed, lambda: self._train(method, lr, seed))
 
@@ -391,9 +390,7 @@ def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
         if needs_classes and study.task.is_regression:
             return f"early exit needs classes, and {study.task.name} is a regression"
         if method == CASCADE and not _has_pairs(study):
-            return (
-                f"the grid of {study.run} has no size that costs {max(CASCADE_SHARES):.0%} or less before a larger one"
-            )
+            return f"the grid of {study.run} has no size of {max(CASCADE_SHARES):.0%} of the FLOPs and a larger one"
         if needs_mask and (reason := study.no_masked_phase()):
             return reason
     return None
