@@ -65,9 +65,11 @@ STANDINGS = (
 )
 
 
-def write_comparison(run: Path, sweeps: dict[str, Sweep], standings: tuple[Standing, ...] = STANDINGS) -> None:
+def write_comparison(
+    run: Path, sweeps: dict[str, Sweep], standings: tuple[Standing, ...] = STANDINGS, *, ours: str = OURS
+) -> None:
     """``studies/compare.json``, as `dynabert.studies.compare` writes it."""
-    found = Comparison("small", "accuracy", 90.0, (42, 43), 1.5e12, standings, sweeps)
+    found = Comparison("small", "accuracy", 90.0, (42, 43), 1.5e12, standings, sweeps, ours=ours)
     _write(run / STUDIES / COMPARED, found.to_dict())
 
 

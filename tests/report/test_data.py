@@ -21,7 +21,7 @@ from dynabert.files import write_json
 from dynabert.report.data import collect
 from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN
 from dynabert.results import SWEEP_FILE, deployed_of
-from dynabert.studies.compare import OURS
+from dynabert.studies.compare import CASCADE, OURS
 
 
 @pytest.fixture
@@ -94,6 +94,14 @@ def test_differences_of_a_comparison_are_read_with_their_p_values(run):
     assert str(compared.trainings) == "1.5 TFLOPs of training each, seeds 42, 43"
 
 
+def test_a_comparison_by_cascades_says_so_and_pairs_all_others(run):
+    stood = (standing(OURS, 0.5, -1.0, 0.5), standing(CASCADE, 0.5, None, None), standing("deebert", 0.5, 2.5, 0.01))
+    write_comparison(run, beside(made_sweep()), stood, ours=CASCADE)
+    compared, _ = collect(run).studies
+    assert compared.by_cascades and compared.unpaired == ()
+    assert [gap.method for gap in compared.gaps] == [OWN_METHOD, "deebert"]
+
+
 def test_what_methods_may_spend_in_the_teachers_stead_is_said(run):
     write_comparison(run, beside(made_sweep()))
     saved = json.loads((run / COMPARED_FILE).read_text())
@@ -123,7 +131,7 @@ GOOD_ROW = {"factor": "rewiring", "variant": "random", "where": "mean", "differe
 GOOD_ROW |= {"p_holm": 0.5, "metric": 80, "lr": None}
 GOOD = {"seeds": [42], "training_flops": 1, "rows": [GOOD_ROW]}
 STOOD = {"method": "deebert", "share": 0.5, "point": "s0.1", "metric": 80, "flops": 0.5, "p_holm": 0.5}
-STOOD |= {"difference": [1, 0.5, 2.0]}
+STOOD |= {"difference": [1, 0.5, 2.0], "time": [0.5, 0.4], "n_steps": 9}
 COMPARED = {**GOOD, "sweeps": {}, "rows": [STOOD]}
 
 
@@ -146,6 +154,8 @@ def test_the_files_that_damage_is_done_to_below_are_sound(run):
         (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "difference": [1, 0, None]}]}),
         (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "p_holm": None}]}),
         (COMPARED_FILE, "methods", {**COMPARED, "rows": [{"method": "deebert"}]}),
+        (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "time": None}]}),
+        (COMPARED_FILE, "methods", {**COMPARED, "rows": [{**STOOD, "n_steps": 1.5}]}),
         (COMPARED_FILE, "methods", ["a list"]),
         (ABLATED_FILE, "ablations", {**GOOD, "rows": {"no": "list"}}),
         (ABLATED_FILE, "ablations", {**GOOD, "rows": [{**GOOD_ROW, "variant": 3}]}),

@@ -99,7 +99,8 @@ def test_nothing_is_trained_twice(run: Path) -> None:
 def test_another_recipe_can_stand_for_ours(run: Path) -> None:
     settings = {"methods": ["first-layers"], "lrs": (1e-3,), "budget": 0.5}
     own, other = compare(run, **settings), compare(run, recipe="default", **settings)
-    assert (own.recipe, other.recipe) == ("two-stage", "default") and "dynabert: recipe default" in other.table()
+    assert (own.recipe, other.recipe) == ("two-stage", "default")
+    assert "ours: dynabert, recipe default" in " ".join(other.table().split())
     assert other.training_flops == own.training_flops
     assert compare(run, run, recipe="default", **settings).recipe == "default"
     ours, theirs = ([row for row in result.standings if row.method == OURS] for result in (own, other))
@@ -132,7 +133,8 @@ def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(tmp_path: Path, monk
     trials, study = trials_of(run), Study(run, budget=0.5)
     one, other = (trials[f"{name}-lr0.002-42"] for name in ("layerdrop-masked", "layerdrop"))
     assert one.training_flops <= 1.01 * (study.budget_flops + study.teacher_flops)
-    assert not np.array_equal(one.logits["w1-d1"], other.logits["w1-d1"])
+    most = next(point.name for point in one.points)
+    assert not np.array_equal(one.logits[most], other.logits[most])
     stock = load(encoder, head="ForMaskedLM").state_dict()
     assert len(before) == 1 and all(torch.equal(tensor, stock[name]) for name, tensor in before[0].items())
     changed = given[0].model.state_dict()
