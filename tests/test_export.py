@@ -241,6 +241,9 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text(json.dumps({"format_version": 2, "sizes": [{}]}))
     with pytest.raises(ModelFileError, match="is not what `dynabert export` writes"):
         open_export(tmp_path)
+    (tmp_path / "export.json").write_text(json.dumps({"format_version": 4, "sizes": [], "labels": {"a": "x"}}))
+    with pytest.raises(ModelFileError, match="is not what `dynabert export` writes"):
+        open_export(tmp_path)
 
 
 def test_the_deployed_form_is_measured(elastic: ElasticModel, checks: Checks, tmp_path: Path) -> None:

@@ -147,7 +147,10 @@ def test_what_the_whole_grid_replaces_is_said(measured: Path, caplog: pytest.Log
     assert len(load_sweep(measured).rows) == 4
 
 
-def test_only_the_whole_grid_begins_the_sweep_of_a_run(measured: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_whole_grid_begins_the_sweep_of_a_run(
+    measured: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynabert.engines.torch_engine.has_bf16", lambda device: True)  # else it is refused
     (measured / "sweep.json").unlink()
     measure_run(measured, subnets=(OTHER,), latency=None)
     assert not (measured / "sweep.json").exists() and "begins with the whole grid" in caplog.text

@@ -192,10 +192,12 @@ def open_export(folder: str | Path, *, subnet: str | None = None, n_threads: int
     :raises SettingError: an engine that is not installed.
     """
     folder = fetch_export(folder) or Path(folder)
-    if is_export(folder):
-        verify_manifest(folder, alone=False)
+    if has_manifest := (folder / MANIFEST).exists():
+        verify_manifest(folder, alone=False)  # before it is read: what is damaged is named
     index = ExportIndex.of(folder)
     size = index.size(subnet)
+    if not has_manifest:
+        raise ModelFileError(f"{folder} has no {MANIFEST}; use another copy of the folder, or export again")
     if index.made.weight_bits == FULL_BITS and int8_overflows():
         log.warning("%s has int8 whose sums can overflow here: no VNNI is known of this processor; export here", folder)
     engine = engine_here(size.engine, size.dtype)

@@ -266,7 +266,7 @@ def test_a_type_that_the_processor_lacks_is_neither_measured_nor_exported(monkey
     elastic, task = ElasticModel(tiny_model("bert")), TASKS["mnli"]
     latency = LatencySettings(engine="torch", dtype="bf16", seq=(8,))
     with pytest.raises(SettingError, match=said):
-        measure_deployed(elastic, [ROWS], task=task, latency=latency)
+        measure_deployed(elastic, [ROWS], task=task, settings=latency)
     settings = ExportSettings("torch", "bf16", shape=(1, 8))
     with pytest.raises(SettingError, match=said):
         export(elastic, Subnet(), tmp_path / "out", checks=Checks(task, (ROWS,), (ROWS,)), settings=settings)
