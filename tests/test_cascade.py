@@ -86,24 +86,16 @@ def test_costs_are_those_of_all_sizes_that_a_row_went_through():
 
 def test_memory_is_that_of_all_weights_that_any_size_has():
     elastic = ElasticModel(tiny_model("bert"), GRID)
-    # Layers 0 and 2 of full width, and all four of half the width: 1 and 3 need no more than that.
-    method = CascadeMethod(
-        name="cascade",
-        elastic=elastic,
-        sizes=(Subnet(0.5, 1.0), Subnet(1.0, 0.75)),
-        rule="normalised",
-        thresholds=(0.5,),
-    )
-    alone = [count_params(elastic.at(size)) for size in method.sizes]
-    assert max(alone) < method.n_params(method.points()[0]) < min(sum(alone), count_params(elastic.model))
-    nested = CascadeMethod(
-        name="cascade",
-        elastic=elastic,
-        sizes=(Subnet(0.5, 0.5), Subnet(1.0, 0.5)),
-        rule="normalised",
-        thresholds=(0.5,),
-    )
-    assert nested.n_params(nested.points()[0]) == count_params(elastic.at(Subnet(1.0, 0.5)))
+
+    def n_params(*sizes):
+        method = CascadeMethod(name="cascade", elastic=elastic, sizes=sizes, rule="normalised", thresholds=(0.5,))
+        return method.n_params(method.points()[0])
+
+    # Some layers of full width, and all four of half the width: the other layers need no more than that.
+    crossed = (Subnet(0.5, 1.0), Subnet(1.0, 0.75))
+    alone = [count_params(elastic.at(size)) for size in crossed]
+    assert max(alone) < n_params(*crossed) < min(sum(alone), count_params(elastic.model))
+    assert n_params(Subnet(0.5, 0.5), Subnet(1.0, 0.5)) == count_params(elastic.at(Subnet(1.0, 0.5)))
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.3])

@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Protocol, Self, cast
 
 import numpy as np
-import torch
 from torch import nn
 
-from dynabert.baselines.method import SEQ_LEN, Predicted, Trained, known
+from dynabert.baselines.method import SEQ_LEN, Predicted, TrainedElastic, known
 from dynabert.batches import Batch
 from dynabert.cascade import Cascade
-from dynabert.elastic import ElasticModel, count_params
+from dynabert.elastic import count_params
 from dynabert.exits import (
     EarlyExit,
     Exited,
@@ -41,7 +40,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdMethod(Trained):
+class ThresholdMethod(TrainedElastic):
     """A network whose rows leave at the first exit that is sure enough. Its points are thresholds.
 
     The logits of all exits on the rows last predicted are kept, so that a sweep over thresholds computes them once.
@@ -49,20 +48,14 @@ class ThresholdMethod(Trained):
     :param thresholds: ascending: each is faster than the one before.
     """
 
-    elastic: ElasticModel
     rule: Rule
     thresholds: tuple[float, ...]
     _seen: list[tuple[Iterable[Batch], np.ndarray]] = field(default_factory=list, repr=False, compare=False)
 
     @property
-    def of_layers(self) -> int:
-        """Layers of the full network."""
-        return self.elastic.shape.n_layers
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.elastic.model.device
+    @abstractmethod
+    def last(self) -> Subnet:
+        """The size at whose end every row leaves."""
 
     @property
     @abstractmethod
@@ -157,6 +150,11 @@ class ExitMethod(ThresholdMethod):
     subnet: Subnet = Subnet()
 
     @property
+    def last(self) -> Subnet:
+        """That size."""
+        return self.subnet
+
+    @property
     def exits(self) -> EarlyExit:
         """The network with its ramps, to be run."""
         return EarlyExit(self.elastic.at(self.subnet), self.elastic.family, self.ramps, rule=self.rule)
@@ -190,6 +188,11 @@ class CascadeMethod(ThresholdMethod):
     """
 
     sizes: tuple[Subnet, ...]
+
+    @property
+    def last(self) -> Subnet:
+        """The largest of its sizes."""
+        return self.sizes[-1]
 
     @cached_property
     def exits(self) -> Cascade:

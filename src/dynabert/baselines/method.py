@@ -136,14 +136,10 @@ def predicted(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticMethod(Trained):
-    """One network of many sizes: DynaBERT itself, or a network trained with LayerDrop. Its points are Subnets.
-
-    :param subnets: by default the network's grid.
-    """
+class TrainedElastic(Trained):
+    """One network of many sizes, however it is run."""
 
     elastic: ElasticModel
-    subnets: tuple[Subnet, ...] | None = None
 
     @property
     def of_layers(self) -> int:
@@ -154,6 +150,16 @@ class ElasticMethod(Trained):
     def device(self) -> torch.device:
         """Where it runs."""
         return self.elastic.model.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticMethod(TrainedElastic):
+    """One network of many sizes: DynaBERT itself, or a network trained with LayerDrop. Its points are Subnets.
+
+    :param subnets: by default the network's grid.
+    """
+
+    subnets: tuple[Subnet, ...] | None = None
 
     def points(self) -> tuple[str, ...]:
         """The names of its Subnets."""

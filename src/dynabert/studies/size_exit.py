@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -191,7 +191,7 @@ def _calibrated_to(
     unreached: list[tuple[str, float]] = []
     for subnet in sizes:
         with_exits = exits_of(elastic, subnet)
-        ends_full = elastic.slices(_last_of(with_exits)) == elastic.slices(Subnet())
+        ends_full = elastic.slices(with_exits.last) == elastic.slices(Subnet())
         found = _calibrated(with_exits, rows.select, agreements, reference=None if ends_full else on_select)
         unreached += [(with_exits.size or subnet.name, share) for share, found_at in found.items() if found_at is None]
         asked = {share: threshold for share, threshold in found.items() if threshold is not None}
@@ -270,11 +270,6 @@ class _Measure:
 def _cascade(elastic: ElasticModel, subnet: Subnet) -> CascadeMethod:
     """A size before the full network."""
     return CascadeMethod(name="cascade", elastic=elastic, sizes=(subnet, Subnet()), rule=RULE, thresholds=())
-
-
-def _last_of(method: ThresholdMethod) -> Subnet:
-    """The size at whose end every row leaves."""
-    return method.sizes[-1] if isinstance(method, CascadeMethod) else cast(ExitMethod, method).subnet
 
 
 def _with_ramps(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:
