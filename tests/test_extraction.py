@@ -16,7 +16,8 @@ from dynabert.card_parts import header_of
 from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError
 from dynabert.extraction import extract_folder
-from dynabert.files import read_json, verify_manifest
+from dynabert.files import read_json
+from dynabert.folders import verify_manifest
 from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.subnet import Subnet, SubnetGrid
 

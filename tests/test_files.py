@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dynabert import files
+from dynabert import files, folders
 from dynabert.errors import ModelFileError, SettingError, StorageError
 
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace")
@@ -42,7 +42,7 @@ def fill(folder: Path, text: str) -> None:
 
 
 def publish(final: Path, text: str) -> Path:
-    with files.publish_folder(final) as folder:
+    with folders.publish_folder(final) as folder:
         fill(folder, text)
     return final
 
@@ -85,7 +85,7 @@ def uses(call: str, action: Callable[[], object]) -> int:
 
 def test_a_published_folder_is_whole_and_verifies(tmp_path: Path) -> None:
     final = publish(tmp_path / "deep" / "down" / "model", "one")
-    files.verify_manifest(final)
+    folders.verify_manifest(final)
     manifest = json.loads((final / "MANIFEST.json").read_text())
     assert list(manifest["files"]) == ["config.json", "model.safetensors", "tokens/vocab.txt"]
     assert manifest["files"]["config.json"] == {"bytes": 3, "sha256": files.sha256_of(final / "config.json")}
@@ -96,7 +96,7 @@ def test_a_published_folder_replaces_the_former_one_and_an_empty_one(tmp_path: P
     (tmp_path / "model").mkdir()
     publish(tmp_path / "model", "one")
     publish(tmp_path / "model", "two")
-    files.verify_manifest(tmp_path / "model")
+    folders.verify_manifest(tmp_path / "model")
     assert (tmp_path / "model" / "config.json").read_text() == "two"
     assert names(tmp_path) == ["model"]
 
@@ -113,12 +113,12 @@ def test_a_folder_that_is_not_as_published_is_kept(tmp_path: Path, caplog: pytes
 def test_a_card_may_be_written_and_changed_but_is_not_thrown_away(tmp_path: Path) -> None:
     final = publish(tmp_path / "model", "one")
     (final / "README.md").write_text("mine")
-    files.verify_manifest(final)
+    folders.verify_manifest(final)
     with pytest.raises(ModelFileError, match=r"README\.md.*is extra"):
-        files.verify_manifest(final, edited=False)
+        folders.verify_manifest(final, edited=False)
     (final / "tokens" / "README.md").write_text("not the card")
     with pytest.raises(ModelFileError, match=r"tokens/README\.md.*is extra"):
-        files.verify_manifest(final)
+        folders.verify_manifest(final)
     (final / "tokens" / "README.md").unlink()
     publish(tmp_path / "model", "two")
     assert (next(tmp_path.glob("model.replaced-*")) / "README.md").read_text() == "mine"
@@ -148,7 +148,7 @@ def test_an_error_in_the_block_comes_through_and_leaves_nothing(tmp_path: Path, 
     publish(tmp_path / "model", "one")
     with (
         pytest.raises(type(error) if isinstance(error, OSError) else error),
-        files.publish_folder(tmp_path / "model") as folder,
+        folders.publish_folder(tmp_path / "model") as folder,
     ):
         fill(folder, "two")
         raise error
@@ -159,14 +159,17 @@ def test_an_error_in_the_block_comes_through_and_leaves_nothing(tmp_path: Path, 
     "error", [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: No space left on device (os error 28)")]
 )
 def test_a_full_disk_in_the_block_is_one_line(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(StorageError) as caught, files.publish_folder(tmp_path / "model"):
+    with pytest.raises(StorageError) as caught, folders.publish_folder(tmp_path / "model"):
         raise error
     assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
     assert "No space left on device (ENOSPC); free some space" in str(caught.value) and names(tmp_path) == []
 
 
 def test_a_link_is_not_published(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="'link' is not a plain file"), files.publish_folder(tmp_path / "m") as to:
+    with (
+        pytest.raises(ModelFileError, match="'link' is not a plain file"),
+        folders.publish_folder(tmp_path / "m") as to,
+    ):
         (to / "link").symlink_to("/etc/hostname")
     assert names(tmp_path) == []
 
@@ -192,8 +195,8 @@ def test_no_failure_harms_the_former_folder(tmp_path: Path, call: str, code: int
                 pytest.fail("an OSError reached the user")
             else:
                 arrived = ["two"]
-        files.clean_temporary(parent)
-        files.verify_manifest(parent / "model")
+        folders.clean_temporary(parent)
+        folders.verify_manifest(parent / "model")
         assert (parent / "model" / "config.json").read_text() in arrived
         assert names(parent) == ["model"]
 
@@ -202,7 +205,7 @@ def test_one_transient_failure_is_cured(tmp_path: Path, pauses: list[float]) -> 
     for call in ("mkdir", "rename", "replace"):
         with pytest.MonkeyPatch.context() as patch:
             patch_nth(patch, call, 1, errno.ESTALE)
-            files.verify_manifest(publish(tmp_path / call, "one"))
+            folders.verify_manifest(publish(tmp_path / call, "one"))
     assert pauses == [files.PAUSES_S[0]] * 3
 
 
@@ -235,8 +238,8 @@ def test_everything_is_on_disk_before_it_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "open", recording_open)
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(("fsync", opened[fd])), real_fsync(fd))[1])
     monkeypatch.setattr(os, "rename", recording_rename)
-    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: events.append(("delete", shown(path)[:5])))
-    with files.publish_folder(tmp_path / "model") as folder:
+    monkeypatch.setattr(folders.shutil, "rmtree", lambda path, **_: events.append(("delete", shown(path)[:5])))
+    with folders.publish_folder(tmp_path / "model") as folder:
         fill(folder, "two")
     new = folder.name
     step = {event: index for index, event in enumerate(events)}
@@ -252,7 +255,7 @@ def test_everything_is_on_disk_before_it_is_named(tmp_path: Path, monkeypatch: p
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from dynabert import files
+from dynabert import folders
 
 left = int(sys.argv[2])
 
@@ -267,7 +270,7 @@ def counted(real):
 
 for name in ("mkdir", "open", "write", "fsync", "rename", "replace", "unlink", "rmdir"):
     setattr(os, name, counted(getattr(os, name)))
-with files.publish_folder(sys.argv[1]) as folder:
+with folders.publish_folder(sys.argv[1]) as folder:
     (folder / "config.json").write_text("two")
 """
 
@@ -276,11 +279,11 @@ def test_a_kill_at_any_call_leaves_the_old_folder_or_the_new(tmp_path: Path) -> 
     seen, nth, code = set(), 0, -9
     while code == -9:
         parent = tmp_path / str(nth)
-        with files.publish_folder(parent / "model") as folder:
+        with folders.publish_folder(parent / "model") as folder:
             (folder / "config.json").write_text("one")
         code = subprocess.run([sys.executable, "-c", KILLER, parent / "model", str(nth)], check=False).returncode
-        files.clean_temporary(parent)
-        files.verify_manifest(parent / "model")
+        folders.clean_temporary(parent)
+        folders.verify_manifest(parent / "model")
         assert names(parent) == ["model"]
         seen.add((code, (parent / "model" / "config.json").read_text()))
         nth += 1
@@ -291,13 +294,13 @@ def test_a_kill_at_any_call_leaves_the_old_folder_or_the_new(tmp_path: Path) -> 
 def test_a_file_size_limit_leaves_the_former_folder(tmp_path: Path) -> None:
     publish(tmp_path / "model", "one")
     code = (
-        "import resource, sys\nfrom dynabert import files\n"
+        "import resource, sys\nfrom dynabert import folders\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "with files.publish_folder(sys.argv[1]) as folder:\n    (folder / 'config.json').write_bytes(b'2' * 5000)\n"
+        "with folders.publish_folder(sys.argv[1]) as folder:\n    (folder / 'config.json').write_bytes(b'2' * 5000)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], check=False, capture_output=True, text=True)
     assert ran.returncode == 1 and "StorageError: " in ran.stderr.splitlines()[-1] and "EFBIG" in ran.stderr
-    files.verify_manifest(tmp_path / "model")
+    folders.verify_manifest(tmp_path / "model")
     assert names(tmp_path) == ["model"]
 
 
@@ -313,10 +316,10 @@ def test_every_bit_flip_is_seen(tmp_path: Path) -> None:
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         with pytest.raises(ModelFileError) as caught:
-            files.verify_manifest(final)
+            folders.verify_manifest(final)
         assert "\n" not in str(caught.value) and str(final) in str(caught.value)
         path.write_bytes(good)
-    files.verify_manifest(final)
+    folders.verify_manifest(final)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
@@ -326,7 +329,7 @@ def test_every_truncation_is_seen(tmp_path: Path, name: str, keep: float) -> Non
     os.truncate(path, int(keep * path.stat().st_size))
     reason = "MANIFEST.json is not valid JSON" if name == "MANIFEST.json" else f"'{name}' is truncated"
     with pytest.raises(ModelFileError, match=reason):
-        files.verify_manifest(tmp_path / "model")
+        folders.verify_manifest(tmp_path / "model")
 
 
 def damage(folder: Path, kind: str) -> None:
@@ -366,7 +369,7 @@ def test_damage_is_named(tmp_path: Path, kind: str, message: str) -> None:
     final = publish(tmp_path / "model", "one")
     damage(final, kind)
     with pytest.raises(ModelFileError, match=message) as caught:
-        files.verify_manifest(final)
+        folders.verify_manifest(final)
     assert caught.value.exit_code == 3
 
 
@@ -387,21 +390,21 @@ def test_damage_is_named(tmp_path: Path, kind: str, message: str) -> None:
 def test_what_is_not_a_manifest_is_refused(tmp_path: Path, manifest: Any) -> None:
     files.write_json(tmp_path / "MANIFEST.json", manifest)
     with pytest.raises(ModelFileError, match="is not a manifest"):
-        files.verify_manifest(tmp_path)
+        folders.verify_manifest(tmp_path)
 
 
 def test_a_newer_manifest_says_update(tmp_path: Path) -> None:
     files.write_json(tmp_path / "MANIFEST.json", {"format_version": 2, "files": {}})
     with pytest.raises(ModelFileError, match="format_version 2, newer than 1; update dynabert"):
-        files.verify_manifest(tmp_path)
+        folders.verify_manifest(tmp_path)
 
 
 def test_a_manifest_can_be_written_on_its_own(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    files.write_manifest(tmp_path)
-    files.verify_manifest(tmp_path)
+    folders.write_manifest(tmp_path)
+    folders.verify_manifest(tmp_path)
     with pytest.raises(ModelFileError, match="is not a folder"):
-        files.verify_manifest(tmp_path / "a")
+        folders.verify_manifest(tmp_path / "a")
 
 
 # The newest that verifies
@@ -412,13 +415,13 @@ def test_the_newest_is_by_number(tmp_path: Path) -> None:
         publish(tmp_path / f"step-{number}", "one")
     (tmp_path / "step-11").touch()
     (tmp_path / "step-12.replaced-0").mkdir()
-    assert files.newest_verified(tmp_path, "step-") == tmp_path / "step-10"
+    assert folders.newest_verified(tmp_path, "step-") == tmp_path / "step-10"
 
 
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, kind in ((1, ""), (2, "zeroed"), (3, "no manifest")):
         damage(publish(tmp_path / f"step-{number}", "one"), kind)
-    assert files.newest_verified(tmp_path, "step-") == tmp_path / "step-1"
+    assert folders.newest_verified(tmp_path, "step-") == tmp_path / "step-1"
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2 and all(text.endswith("; using step-1 instead") for text in messages)
     assert "step-3" in messages[0] and "'model.safetensors' is corrupt" in messages[1]
@@ -426,9 +429,9 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, caplog: py
 
 
 def test_no_verified_folder_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert files.newest_verified(tmp_path / "nowhere", "step-") is None and not caplog.records
+    assert folders.newest_verified(tmp_path / "nowhere", "step-") is None and not caplog.records
     damage(publish(tmp_path / "step-1", "one"), "missing")
-    assert files.newest_verified(tmp_path, "step-") is None
+    assert folders.newest_verified(tmp_path, "step-") is None
     assert "and no other step-* verifies" in caplog.text
 
 
@@ -441,15 +444,15 @@ def test_leftovers_go_and_others_stay(tmp_path: Path) -> None:
     (tmp_path / ".tmp-state.json-0123abcd").touch()
     for stranger in (".tmp-mine", ".old-mine", "tmp-model-0123abcd"):
         (tmp_path / stranger).mkdir()
-    files.clean_temporary(tmp_path)
-    files.clean_temporary(tmp_path / "nowhere")
+    folders.clean_temporary(tmp_path)
+    folders.clean_temporary(tmp_path / "nowhere")
     assert names(tmp_path) == [".old-mine", ".tmp-mine", "model", "tmp-model-0123abcd"]
 
 
 def test_a_folder_moved_aside_is_put_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     publish(tmp_path / "model", "one").rename(tmp_path / ".old-model-0123abcd")
-    files.clean_temporary(tmp_path)
-    files.verify_manifest(tmp_path / "model")
+    folders.clean_temporary(tmp_path)
+    folders.verify_manifest(tmp_path / "model")
     assert names(tmp_path) == ["model"] and "put back" in caplog.text
 
 
@@ -459,15 +462,15 @@ def test_a_failed_last_rename_puts_the_former_folder_back_at_once(tmp_path: Path
         patch_nth(patch, "rename", 2, errno.ENOSPC)
         with pytest.raises(StorageError, match="ENOSPC"):
             publish(tmp_path / "model", "two")
-    files.verify_manifest(tmp_path / "model")
+    folders.verify_manifest(tmp_path / "model")
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == "one"
 
 
 def test_a_folder_moved_aside_outlives_a_failed_save(tmp_path: Path) -> None:
     publish(tmp_path / "model", "one").rename(tmp_path / ".old-model-0123abcd")
-    with pytest.raises(RuntimeError), files.publish_folder(tmp_path / "model"):
+    with pytest.raises(RuntimeError), folders.publish_folder(tmp_path / "model"):
         raise RuntimeError
-    files.verify_manifest(tmp_path / "model")
+    folders.verify_manifest(tmp_path / "model")
     assert names(tmp_path) == ["model"]
 
 
@@ -476,7 +479,7 @@ def test_a_folder_moved_aside_goes_once_its_successor_stands(tmp_path: Path) -> 
     publish(tmp_path / "other", "two").rename(tmp_path / "model")
     publish(tmp_path / "neighbour", "three")
     assert ".old-model-0123abcd" in names(tmp_path), "publishing settles its own name alone"
-    files.clean_temporary(tmp_path)
+    folders.clean_temporary(tmp_path)
     assert names(tmp_path) == ["model", "neighbour"]
     assert (tmp_path / "model" / "config.json").read_text() == "two"
 
@@ -514,7 +517,7 @@ def test_a_hopeless_failure_keeps_the_old_content(tmp_path: Path, call: str, cod
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
-@pytest.mark.parametrize("code", sorted(files._TRANSIENT))
+@pytest.mark.parametrize("code", sorted(files.TRANSIENT))
 def test_a_transient_failure_is_retried_three_times(tmp_path: Path, call: str, code: int, pauses: list[float]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch_nth(patch, call, 1, code)
@@ -544,7 +547,7 @@ def test_a_folder_without_fsync_is_no_error(tmp_path: Path, monkeypatch: pytest.
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", no_folders)
-    files.verify_manifest(publish(tmp_path / "model", "one"))
+    folders.verify_manifest(publish(tmp_path / "model", "one"))
 
 
 def test_nan_is_not_written(tmp_path: Path) -> None:
@@ -576,8 +579,8 @@ def test_missing_and_unreadable_json_are_told_apart(tmp_path: Path, pauses: list
     assert pauses == list(files.PAUSES_S)
 
 
-def test_files_does_not_import_torch() -> None:
-    code = "import sys, dynabert.files; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+def test_files_and_folders_do_not_import_torch() -> None:
+    code = "import sys, dynabert.folders; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -589,7 +592,7 @@ def test_retries_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_published_files_can_be_read_by_whom_the_umask_allows(tmp_path):
-    with files.publish_folder(tmp_path / "model") as temporary:
+    with folders.publish_folder(tmp_path / "model") as temporary:
         (temporary / "weights").write_bytes(b"1")
         (temporary / "weights").chmod(0o600)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}

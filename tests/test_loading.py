@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dynabert.errors import SettingError
 from dynabert.families import FAMILIES
-from dynabert.files import verify_manifest
+from dynabert.folders import verify_manifest
 from dynabert.loading import has_head, load, save_model
 from dynabert.modeling import HEADS, stock_class
 

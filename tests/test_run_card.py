@@ -10,7 +10,7 @@ from small_job import write_run
 
 from dynabert.card_parts import header_of, is_unedited
 from dynabert.errors import SettingError
-from dynabert.files import verify_manifest
+from dynabert.folders import verify_manifest
 from dynabert.results import card_of_run, extract_run, folder_to_push, load_sweep, measure_run
 from dynabert.run_card import origin_of
 from dynabert.subnet import Subnet

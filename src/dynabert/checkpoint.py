@@ -10,16 +10,8 @@ from pathlib import Path
 
 from dynabert.errors import ModelFileError, StorageError
 from dynabert.failures import check_finite
-from dynabert.files import (
-    clean_temporary,
-    newest_verified,
-    numbered,
-    publish_folder,
-    read_json,
-    remove_folder,
-    verify_manifest,
-    write_json,
-)
+from dynabert.files import read_json, write_json
+from dynabert.folders import clean_temporary, newest_verified, numbered, publish_folder, remove_folder, verify_manifest
 from dynabert.hooks import Progress, Snapshot
 
 CHECKPOINTS = "checkpoints"

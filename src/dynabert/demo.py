@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynabert.errors import SettingError
-from dynabert.files import publish_folder
+from dynabert.folders import publish_folder
 from dynabert.subnet import EncoderShape
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from dynabert.description import Description
 from dynabert.families import Family, family_of
-from dynabert.files import CARD
+from dynabert.folders import CARD
 from dynabert.model_files import ELASTIC
 from dynabert.slicing import active_sizes, leading, leading_ranges, with_all_heads, zero_other_heads
 from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetGrid

@@ -25,7 +25,8 @@ from dynabert.engines import Inputs, Int8, Session, computing_engine, engine_of,
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.export_card import Texts, export_card
 from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex, Provenance
-from dynabert.files import CARD, EXPORT_FILE, atomic_write_text, check_place, publish_folder, write_json
+from dynabert.files import atomic_write_text, write_json
+from dynabert.folders import CARD, EXPORT_FILE, check_place, publish_folder
 from dynabert.loading import load_tokenizer
 from dynabert.measure import fingerprint_of, labels_of, machine_of, predict
 from dynabert.measurement import LatencySettings, listed

@@ -7,7 +7,8 @@ from typing import Any
 
 from dynabert.engines import Options, Session, engine_here
 from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.files import CARD, EXPORT_FILE, MANIFEST, listed_in, read_json, verify_manifest
+from dynabert.files import read_json
+from dynabert.folders import CARD, EXPORT_FILE, MANIFEST, listed_in, verify_manifest
 from dynabert.measurement import Machine, Timing
 from dynabert.model_files import fetched, hub_name
 from dynabert.processor import int8_overflows

@@ -7,7 +7,7 @@ from pathlib import Path
 from dynabert.card_parts import Origin
 from dynabert.cut import described
 from dynabert.errors import ModelFileError
-from dynabert.files import CARD, check_place
+from dynabert.folders import CARD, check_place
 from dynabert.loading import load, load_tokenizer, read_shape, resolve, save_model
 from dynabert.model_card import Small, elastic_card, small_card
 from dynabert.model_files import CONFIG, MIB, TOKENIZER_FILES, find_file, hub_name

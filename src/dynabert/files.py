@@ -1,15 +1,6 @@
-"""Atomic files and folders, sha256 manifests, and retry of transient I/O. No torch.
+"""Atomic writes of a file, JSON, and retry of transient I/O; what goes wrong is one line for the user. No torch.
 
-A folder is published in one step: written beside its final place, every file forced to disk, a manifest with the size
-and sha256 of each file written last, and only then renamed. Whoever finds it finds all of it, and can prove it.
-
-Besides the published ones, three kinds of names can stand in a folder after a crash or a replacement:
-
-- ``.tmp-NAME-xxxxxxxx``: being written or being deleted; rubbish once its process is gone.
-- ``.old-NAME-xxxxxxxx``: the former NAME while the new one takes its place; put back if the new one never arrived.
-- ``NAME.replaced-xxxxxxxx``: a former NAME that was not exactly what had been published, kept for its owner to look at.
-
-One process at a time writes in a folder (of many ranks, rank 0).
+Whole folders: `dynabert.folders`.
 """
 
 import errno
@@ -20,7 +11,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,20 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
+from dynabert.errors import ModelFileError, StorageError
 
 logger = logging.getLogger("dynabert")
 
 StrPath = str | os.PathLike[str]
 Result = TypeVar("Result")
 
-MANIFEST = "MANIFEST.json"
-CARD = "README.md"
-EXPORT_FILE = "export.json"
-"""Lies in a folder of files for an engine, see `dynabert.exported`."""
-MANIFEST_VERSION = 1
-
-_TRANSIENT = frozenset(
+TRANSIENT = frozenset(
     {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENETRESET, errno.ETIMEDOUT, errno.EBUSY, errno.ESTALE}
 )
 PAUSES_S = (0.05, 0.25, 1.0)
@@ -53,8 +37,7 @@ _ADVICE = {
     errno.EACCES: "check its permissions or choose another folder",
     errno.EPERM: "check its permissions or choose another folder",
     errno.EROFS: "choose a folder on a file system that can be written",
-} | dict.fromkeys(_TRANSIENT, "check the disk or the mount and run the same command again")
-_BESIDE = re.compile(r"\.(?P<kind>tmp|old)-(?P<name>.+)-[0-9a-f]{8}", re.DOTALL)
+} | dict.fromkeys(TRANSIENT, "check the disk or the mount and run the same command again")
 
 
 def atomic_write_bytes(path: StrPath, data: bytes) -> None:
@@ -66,7 +49,7 @@ def atomic_write_bytes(path: StrPath, data: bytes) -> None:
     """
     target = Path(path).resolve()
     with storage_errors(path):
-        _with_retry(partial(_write_and_rename, target, data))
+        with_retry(partial(_write_and_rename, target, data))
 
 
 def atomic_write_text(path: StrPath, text: str) -> None:
@@ -91,7 +74,7 @@ def read_json(path: StrPath) -> Any:  # noqa: ANN401 (JSON is any nesting of pla
     """
     try:
         with storage_errors(path):
-            data = _with_retry(Path(path).read_bytes)
+            data = with_retry(Path(path).read_bytes)
         return json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
     except StorageError as error:
         if isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
@@ -113,358 +96,13 @@ def sha256_of(path: StrPath) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     with storage_errors(path):
-        return _with_retry(digest)
-
-
-def write_manifest(folder: StrPath) -> None:
-    """Write ``MANIFEST.json``: the size in bytes and sha256 of every file of the folder and its subfolders.
-
-    :raises ModelFileError: the folder holds a link or another thing that is not a plain file.
-    :raises StorageError: reading or writing failed.
-    """
-    root = Path(folder)
-    files = {name: {"bytes": _size_of(path), "sha256": sha256_of(path)} for name, path in _files_of(root).items()}
-    write_json(root / MANIFEST, {"format_version": MANIFEST_VERSION, "files": files})
-
-
-def listed_in(folder: StrPath) -> tuple[str, ...]:
-    """The files that a folder's manifest lists, by relative POSIX path.
-
-    :raises ModelFileError: no manifest, or a damaged one.
-    """
-    return tuple(_read_manifest(Path(folder)))
-
-
-def verify_manifest(folder: StrPath, *, edited: bool = True, alone: bool = True) -> None:
-    """Check that a folder holds exactly what its manifest says: no file missing, extra, cut short or changed.
-
-    Guards against accidents, not against someone who rewrites the manifest too.
-
-    :param edited: whether a model card may be there that its owner wrote or changed since.
-    :param alone: whether there may be nothing else. What a hub gives has files of the hub's own, and may be links into
-        its cache: only what is listed counts then, and it is what it says wherever it lies.
-    :raises ModelFileError: it does not; the line names the file and the reason.
-    :raises StorageError: a file cannot be read.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ModelFileError(f"{folder} is not a folder; check the path")
-    listed = _read_manifest(root)
-    found = _files_of(root) if alone else {name: root / name for name in listed if (root / name).is_file()}
-    for name in sorted((listed.keys() | found.keys()) - ({CARD} if edited else set())):
-        if name not in found:
-            raise _broken(root, name, "is missing")
-        if name not in listed:
-            raise _broken(root, name, f"is extra: {MANIFEST} does not list it")
-        n_bytes, sha256 = listed[name]
-        size = _size_of(found[name])
-        if size != n_bytes:
-            raise _broken(root, name, f"{'is truncated' if size < n_bytes else 'has grown'}: {size} of {n_bytes} bytes")
-        if sha256_of(found[name]) != sha256:
-            raise _broken(root, name, "is corrupt: its sha256 differs")
-
-
-@contextmanager
-def publish_folder(final: StrPath) -> Iterator[Path]:
-    """Write a folder so that it appears whole, with its manifest, or not at all.
-
-    The block writes into the folder it is given. When it ends, every file is forced to disk, the manifest is written,
-    and the folder takes its final name. If the block or any later step fails, the temporary folder is removed and a
-    former folder of that name is as it was. A former folder is deleted once the new one is safely in place, but only
-    if it still is exactly what was published; else it is kept as ``NAME.replaced-xxxxxxxx``, with a warning.
-
-    :param final: where the folder will stand; its parents are created.
-    :return: the temporary folder, on the same file system as the final one.
-    :raises SettingError: the final place is a file, a mount point, or holds the working directory.
-    :raises StorageError: disk full, no permission or an I/O error, in the block too.
-    """
-    target = Path(final).resolve()
-    temporary = _beside(target, "tmp")
-    with storage_errors(final):
-        _check_target(target)
-        _make_folder(target.parent)
-        _settle(target.parent, target.name)
-        _with_retry(partial(os.mkdir, temporary))
-    try:
-        yield temporary
-        with storage_errors(final):
-            _force_to_disk(temporary)
-            _move_in(temporary, target)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        code = _error_number(error)
-        if code in _ADVICE and not isinstance(error, DynabertError):
-            raise _storage_error(final, code, str(error)) from error
-        raise
-
-
-def newest_verified(folder: StrPath, prefix: str, *, check: Callable[[Path], object] | None = None) -> Path | None:
-    """The subfolder ``prefixNNN`` with the highest number whose manifest verifies.
-
-    Each newer one that does not verify is named in a warning of one line, with the one used instead.
-
-    :param folder: holds the subfolders; it need not exist.
-    :param prefix: for instance ``"step-"``.
-    :param check: looks further at one that verifies, and raises ModelFileError where it cannot be used.
-    :return: the subfolder, or None where none verifies.
-    :raises StorageError: the folder itself cannot be listed.
-    """
-    root = Path(folder)
-    rejected: list[DynabertError] = []
-    good = None
-    for candidate in numbered(root, prefix):
-        try:
-            verify_manifest(candidate)
-            if check is not None:
-                check(candidate)
-        except (ModelFileError, StorageError) as error:
-            rejected.append(error)
-        else:
-            good = candidate
-            break
-    instead = f"using {good.name} instead" if good else f"and no other {prefix}* verifies"
-    for reason in rejected:
-        logger.warning("%s; %s", reason, instead)
-    return good
-
-
-def remove_folder(folder: StrPath) -> None:
-    """Delete a folder that nobody needs any more: at once by name, so that a crash leaves no half of it there.
-
-    Where it cannot be deleted a line is logged.
-    """
-    path = Path(folder)
-    doomed = _beside(path, "tmp")  # a name that says so, in case the deletion is interrupted
-    try:
-        _with_retry(partial(os.rename, path, doomed))
-    except OSError as error:
-        logger.warning("cannot delete %s: %s", path, error)
-    else:
-        _delete(doomed)
+        return with_retry(digest)
 
 
 def is_full(error: StorageError) -> bool:
     """Whether writing failed because the disk or the quota is full."""
     cause = error.__cause__
     return cause is not None and _error_number(cause) in (errno.ENOSPC, errno.EDQUOT)
-
-
-def clean_temporary(folder: StrPath) -> None:
-    """Remove what interrupted writes left in a folder, and put back what an interrupted replacement had moved aside.
-
-    Call it once before reading or writing, while no other process writes there.
-
-    :raises StorageError: the folder cannot be listed or a rename fails.
-    """
-    with storage_errors(folder):
-        _settle(Path(folder), None)
-
-
-def _settle(folder: Path, name: str | None) -> None:
-    """Finish or undo interrupted replacements of `name`; for None of every name, and remove temporary entries too."""
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = _BESIDE.fullmatch(entry.name)
-        if match is None or (name is not None and (match["kind"], match["name"]) != ("old", name)):
-            continue
-        target = folder / match["name"]
-        if match["kind"] == "tmp":
-            _delete(entry)
-        elif target.exists():
-            _retire(entry, target)
-        else:
-            _with_retry(partial(os.rename, entry, target))
-            _sync_folder(folder)
-            logger.warning("put back %s: an interrupted save had moved it aside", target)
-
-
-def _move_in(temporary: Path, target: Path) -> None:
-    """Rename the finished folder to its final name; the former one is deleted only after that is on disk."""
-    aside = _beside(target, "old") if target.is_dir() and any(target.iterdir()) else None
-    if aside is not None:
-        _with_retry(partial(os.rename, target, aside))
-    try:
-        _with_retry(partial(os.rename, temporary, target))
-    except BaseException:
-        if aside is not None:
-            with suppress(OSError):  # should this fail too, the next publish_folder or clean_temporary puts it back
-                os.rename(aside, target)
-        raise
-    _sync_folder(target.parent)
-    if aside is not None:
-        _retire(aside, target)
-
-
-def _retire(aside: Path, target: Path) -> None:
-    """Delete a former folder, or keep it under a visible name where deleting could lose something of its owner's."""
-    try:
-        verify_manifest(aside, edited=False)
-        remove_folder(aside)
-    except (ModelFileError, StorageError) as error:
-        kept = target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}")
-        with suppress(OSError):
-            os.rename(aside, kept)
-            logger.warning("kept the former %s as %s: %s", target.name, kept.name, error)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def check_place(folder: Path, *, kept_by: str, outside: Path, what: str) -> None:
-    """Refuse a place for results where something else lies, or that is inside of what they are made from.
-
-    :param kept_by: the file that a folder has which may be replaced.
-    :param outside: the folder that results must not lie in.
-    :param what: that is, for the message.
-    :raises SettingError: such a place.
-    """
-    if folder.is_file():
-        raise SettingError(f"{folder} is a file; give the name of a folder")
-    if folder.resolve().is_relative_to(outside.resolve()):
-        raise SettingError(f"{folder} lies inside {what} {outside}; give an --out of its own")
-    if folder.exists() and any(folder.iterdir()) and not (folder / kept_by).exists():
-        raise SettingError(f"{folder} is not empty and holds no model ({kept_by}); give another --out")
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise SettingError(f"{target} is a file; choose the name of a folder")
-    if target.is_mount():
-        raise SettingError(f"{target} is a mount point and cannot be replaced; choose a folder inside it")
-    if target.is_dir() and Path.cwd().is_relative_to(target):
-        raise SettingError(f"{target} holds the working directory; choose a new folder, for instance ./model")
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents, each new one recorded on disk in the one that holds it."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with suppress(FileExistsError):
-        _with_retry(partial(os.mkdir, folder))
-    _sync_folder(folder.parent)
-
-
-def _beside(target: Path, kind: str) -> Path:
-    """A fresh name in the same folder, hence on the same file system, so that a rename is atomic."""
-    return target.parent / f".{kind}-{target.name}-{secrets.token_hex(4)}"
-
-
-def _write_and_rename(target: Path, data: bytes) -> None:
-    temporary = _beside(target, "tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        _delete(temporary)
-        raise
-    _sync_folder(target.parent)
-
-
-def _force_to_disk(folder: Path) -> None:
-    """Fsync every file, write the manifest, then fsync the folders from the innermost out."""
-    for path in _files_of(folder).values():
-        # Not after EIO: the kernel then drops the pages it could not write, and a second fsync would claim success.
-        _with_retry(partial(_sync, path), _TRANSIENT - {errno.EIO})
-    write_manifest(folder)
-    mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)  # by the umask; safetensors writes for one user alone
-    for path in _files_of(folder).values():
-        os.chmod(path, mode)
-    for root, _, _ in os.walk(folder, topdown=False):
-        _sync_folder(Path(root))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        _with_retry(partial(_sync, folder))
-    except OSError as error:
-        # Some network and user-space file systems cannot fsync a folder; there the rename is all that can be had.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    """Every file under the folder but its manifest, by relative POSIX path in ascending order."""
-    found = {}
-    with storage_errors(folder):
-        for root, folders, names in os.walk(folder, onerror=_raise):
-            for path in (Path(root, name) for name in [*folders, *names]):
-                name = path.relative_to(folder).as_posix()
-                # A link can lead out of the folder, and opening a pipe never returns.
-                if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                    raise _broken(folder, name, "is not a plain file")
-                if path.is_file() and name != MANIFEST:
-                    found[name] = path
-    return dict(sorted(found.items()))
-
-
-def _size_of(path: Path) -> int:
-    with storage_errors(path):
-        return path.stat().st_size
-
-
-def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size in bytes and sha256 of each file by relative POSIX path; refuses anything that is not of that form."""
-    manifest = read_json(folder / MANIFEST)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if isinstance(version, int) and version > MANIFEST_VERSION:
-        raise _broken(folder, MANIFEST, f"has format_version {version}, newer than {MANIFEST_VERSION}; update dynabert")
-    listed = {}
-    try:
-        if set(manifest) != {"format_version", "files"} or version != MANIFEST_VERSION:
-            raise KeyError("format_version, files")
-        for name, entry in manifest["files"].items():
-            n_bytes, sha256 = entry["bytes"], entry["sha256"]
-            if len(entry) != 2 or type(n_bytes) is not int or type(sha256) is not str:
-                raise TypeError(name)
-            listed[name] = (n_bytes, sha256)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _broken(folder, MANIFEST, "is not a manifest") from error
-    return listed
-
-
-def numbered(folder: Path, prefix: str) -> list[Path]:
-    """The subfolders ``prefixNNN``, highest number first, whatever is in them.
-
-    :raises StorageError: the folder cannot be listed.
-    """
-    pattern = re.compile(re.escape(prefix) + r"([0-9]{1,18})")
-    with storage_errors(folder):
-        entries = list(folder.iterdir()) if folder.is_dir() else []
-    matches = ((pattern.fullmatch(entry.name), entry) for entry in entries if entry.is_dir())
-    numbered = [(int(match[1]), entry) for match, entry in matches if match]
-    return [entry for _, entry in sorted(numbered, reverse=True)]
-
-
-def _with_retry(action: Callable[[], Result], transient: frozenset[int] = _TRANSIENT) -> Result:
-    for pause_s in PAUSES_S:
-        try:
-            return action()
-        except OSError as error:
-            if error.errno not in transient:
-                raise
-            logger.warning("%s; trying again", error)
-        time.sleep(pause_s)
-    return action()
 
 
 @contextmanager
@@ -477,6 +115,76 @@ def storage_errors(path: StrPath) -> Iterator[None]:
         yield
     except OSError as error:
         raise _storage_error(path, error.errno, str(error)) from error
+
+
+def known_failure(path: StrPath, error: BaseException) -> StorageError | None:
+    """The line for a failure of the disk, whatever raised it; None where nothing can be advised about it."""
+    code = _error_number(error)
+    return _storage_error(path, code, str(error)) if code in _ADVICE else None
+
+
+def with_retry(action: Callable[[], Result], transient: frozenset[int] = TRANSIENT) -> Result:
+    """The result of an action, tried again after each of `PAUSES_S` while it fails with an errno that may pass."""
+    for pause_s in PAUSES_S:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in transient:
+                raise
+            logger.warning("%s; trying again", error)
+        time.sleep(pause_s)
+    return action()
+
+
+def beside(target: Path, kind: str) -> Path:
+    """A fresh name in the same folder, hence on the same file system, so that a rename is atomic."""
+    return target.parent / f".{kind}-{target.name}-{secrets.token_hex(4)}"
+
+
+def delete(path: Path) -> None:
+    """Remove a file, a link, or a folder with all in it, as far as that goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk, where its file system can."""
+    try:
+        with_retry(partial(sync, folder))
+    except OSError as error:
+        # Some network and user-space file systems cannot fsync a folder; there the rename is all that can be had.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _write_and_rename(target: Path, data: bytes) -> None:
+    temporary = beside(target, "tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, target)
+    except BaseException:
+        delete(temporary)
+        raise
+    sync_folder(target.parent)
 
 
 def _storage_error(path: StrPath, code: int | None, text: str) -> StorageError:
@@ -492,10 +200,6 @@ def _error_number(error: BaseException) -> int | None:
     return int(match[1]) if match else None
 
 
-def _broken(folder: Path, name: str, reason: str) -> ModelFileError:
-    return ModelFileError(f"{folder}: {name!r} {reason}")
-
-
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -505,7 +209,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         raise ValueError("a key is given twice")
     return values
-
-
-def _raise(error: OSError) -> None:
-    raise error

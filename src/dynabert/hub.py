@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dynabert.card_parts import HERE
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
-from dynabert.files import CARD, EXPORT_FILE, MANIFEST, listed_in, storage_errors, verify_manifest
+from dynabert.files import storage_errors
+from dynabert.folders import CARD, EXPORT_FILE, MANIFEST, listed_in, verify_manifest
 from dynabert.model_files import CONFIG, HUB_ID, one_line
 
 if TYPE_CHECKING:

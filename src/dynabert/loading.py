@@ -18,7 +18,8 @@ from dynabert.cut import Cut
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.failures import check_finite
 from dynabert.families import FAMILIES, Family
-from dynabert.files import publish_folder, write_json
+from dynabert.files import write_json
+from dynabert.folders import publish_folder
 from dynabert.model_files import (
     CONFIG,
     MIB,

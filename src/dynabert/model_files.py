@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dynabert.errors import ModelFileError
-from dynabert.files import CARD, read_json
+from dynabert.files import read_json
+from dynabert.folders import CARD
 
 MIB = 2**20
 CONFIG = "config.json"

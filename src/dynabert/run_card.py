@@ -8,7 +8,8 @@ from typing import Any
 from dynabert.card_parts import Origin, is_unedited
 from dynabert.cut import described
 from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import CARD, atomic_write_text, read_json, storage_errors
+from dynabert.files import atomic_write_text, read_json, storage_errors
+from dynabert.folders import CARD
 from dynabert.loading import read_shape
 from dynabert.measurement import Machine
 from dynabert.model_card import elastic_card

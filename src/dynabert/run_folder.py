@@ -20,7 +20,8 @@ from typing import Any
 from dynabert.checkpoint import CHECKPOINTS
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.failures import check_space
-from dynabert.files import clean_temporary, read_json, storage_errors, write_json
+from dynabert.files import read_json, storage_errors, write_json
+from dynabert.folders import clean_temporary
 from dynabert.plan import as_now
 
 RUN_FILE, METRICS_FILE, LOCK_FILE = "run.json", "metrics.jsonl", ".lock"

@@ -11,7 +11,7 @@ from harness import Check, Job, Lines, Result, main
 from snapshots import two_checkpoints
 
 from dynabert.checkpoint import STATE, TENSORS, newest_checkpoint
-from dynabert.files import MANIFEST
+from dynabert.folders import MANIFEST
 
 KINDS = {"bit flip": 1000, "truncation": 500, "zeroed page": 200, "missing or extra file": 50, "swapped file": 50}
 PAGE = 4096

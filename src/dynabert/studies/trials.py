@@ -27,7 +27,8 @@ from dynabert.baselines.method import ElasticMethod, Method, Spent, sweep_of
 from dynabert.batches import Batch
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import atomic_write_bytes, remove_folder, storage_errors, write_json
+from dynabert.files import atomic_write_bytes, storage_errors, write_json
+from dynabert.folders import remove_folder
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import has_head, load, load_tokenizer
