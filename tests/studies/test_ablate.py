@@ -89,12 +89,12 @@ def test_an_unknown_factor_is_refused() -> None:
 
 
 def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -> None:
-    settings = {"factors": ["rewiring", "learning-rate"], "n_seeds": 2, "lrs": (1e-4, 2e-3), "budget": 0.5}
+    settings = {"factors": ["finetune", "learning-rate"], "n_seeds": 2, "lrs": (1e-4, 2e-3), "budget": 0.5}
     result = ablate(run, **settings)
     files = sorted((run / "studies" / "trials").iterdir())
-    assert {effect.factor for effect in result.effects} == {"rewiring", "learning-rate"}
+    assert {effect.factor for effect in result.effects} == {"finetune", "learning-rate"}
     assert {effect.where for effect in result.effects} == {"mean", "w0.5-d0.5"}
-    assert json.loads((run / "studies" / "ablate.json").read_text())["rows"][0]["factor"] == "rewiring"
+    assert json.loads((run / "studies" / "ablate.json").read_text())["rows"][0]["factor"] == "finetune"
 
     study = Study(run, budget=0.5)
     spent = [Trial.load(file).training_flops for file in files]
@@ -104,8 +104,8 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
     by_name = {}
     for file in files:
         by_name.setdefault(file.name.split("-lr")[0], {})[file.stem.rsplit("-", 1)[0]] = Trial.load(file)
-    effect = next(row for row in result.effects if (row.variant, row.where) == ("reversed", "mean"))
-    chosen = [by_name["rewiring-reversed"][f"rewiring-reversed-lr{effect.lr:g}-{seed}"] for seed in (42, 43)]
+    effect = next(row for row in result.effects if (row.variant, row.where) == ("with", "mean"))
+    chosen = [by_name["finetune-with"][f"finetune-with-lr{effect.lr:g}-{seed}"] for seed in (42, 43)]
     base = [by_name["base"][f"base-lr{result.base_lr:g}-{seed}"] for seed in (42, 43)]
 
     def mean(trials: list[Trial]) -> float:
@@ -113,7 +113,7 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
 
     assert effect.difference == pytest.approx(mean(chosen) - mean(base))
     assert effect.low <= effect.difference <= effect.high
-    of_seed = {name: trial for name, trial in by_name["rewiring-reversed"].items() if name.endswith("-42")}
+    of_seed = {name: trial for name, trial in by_name["finetune-with"].items() if name.endswith("-42")}
     tried = {float(name.split("-lr")[1].removesuffix("-42")): trial.select_score for name, trial in of_seed.items()}
     assert len(tried) == 3 and set(tried) < {3.33e-5, 1e-4, 2e-3, 6e-3}, "one is tried beyond the better of two"
     assert effect.lr == max(sorted(tried, key=(1e-4, 2e-3, 3.33e-5, 6e-3).index), key=tried.__getitem__)
@@ -121,7 +121,7 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
     times = [file.stat().st_mtime_ns for file in files]
     assert ablate(run, **settings) == result
     assert [file.stat().st_mtime_ns for file in files] == times, "nothing is trained again"
-    assert "reversed" in result.table() and "Holm" in result.table()
+    assert "with" in result.table() and "Holm" in result.table()
 
 
 def test_recipes_are_compared_with_the_papers_too(run: Path) -> None:
@@ -166,7 +166,7 @@ def test_all_factors_that_the_field_asks_for_are_there() -> None:
 def test_tasks_are_averaged(run: Path, tmp_path: Path) -> None:
     encoder, source = write_job(tmp_path)
     train(encoder, source, tmp_path / "run", plan=small_plan(seed=7), latency=None)
-    settings = {"factors": ["rewiring"], "n_seeds": 1, "lrs": (2e-3,), "budget": 0.3}
+    settings = {"factors": ["schedule"], "n_seeds": 1, "lrs": (2e-3,), "budget": 0.3}
     alone = [ablate(folder, **settings) for folder in (run, tmp_path / "run")]
     both = ablate(run, tmp_path / "run", **settings)
     for place, effect in enumerate(both.effects):

@@ -55,6 +55,7 @@ N_RESAMPLES = 20_000
 MASKED_HEAD = "ForMaskedLM"
 
 _REPEATS = 3  # timed runs over a sample
+_TIMED = {1: 24, 32: 3}  # how many batches of each size are a sample
 
 
 @dataclass(frozen=True)
@@ -390,7 +391,7 @@ def relative_times(method: Method, full: "PreTrainedModel", rows: Iterable[Batch
     """
     batches = list(rows)
     shares: dict[str, list[float]] = {point: [] for point in method.points()}
-    for sample in (_sample(batches, n=24, size=1), _sample(batches, n=3, size=32)):
+    for sample in (_sample(batches, n=n, size=size) for size, n in _TIMED.items()):
         calls: dict[str, Callable[[], object]] = {
             point: partial(method.answer, point, sample) for point in method.points()
         }
