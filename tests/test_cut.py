@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from cutting import NARROW
-from folders import edit_config, edit_weights, refusal
 from helpers import FAMILY_NAMES, tiny_model
+from model_folders import edit_config, edit_weights, refusal
 from safetensors.torch import load_file
 
 from dynabert import weights

@@ -147,7 +147,7 @@ def test_an_export_predicts(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (("export", "RUN", "--subnet", "w1-d1", "--out", "FILE"), "is a file; give the name of a folder"),
         (
             ("export", "RUN", "--subnet", "w1-d1", "--out", "FULL"),
-            "is not empty and holds no model (export.json); give another --out",
+            "is not empty and has no export.json; give another --out",
         ),
         (
             ("export", "RUN", "--subnet", "w1-d1", "--subnets", "w1-d1", "--out", "x"),

@@ -8,8 +8,8 @@ import sys
 import huggingface_hub
 import pytest
 import torch
-from folders import refusal
 from helpers import tiny_model
+from model_folders import refusal
 from small_job import write_encoder
 
 from dynabert.card_parts import header_of
@@ -129,7 +129,7 @@ def test_places_and_sources_that_cannot_be(folder, tmp_path, caplog):
     assert "is a file" in refusal(extract_folder, folder, SUBNET, tmp_path / "file", error=SettingError)
     assert "inside the elastic model" in refusal(extract_folder, folder, SUBNET, folder / "x", error=SettingError)
     assert "inside the elastic model" in refusal(extract_folder, folder, SUBNET, folder, error=SettingError)
-    assert "holds no model" in refusal(extract_folder, folder, SUBNET, tmp_path, error=SettingError)
+    assert "has no config.json" in refusal(extract_folder, folder, SUBNET, tmp_path, error=SettingError)
     assert "no elastic.json" in refusal(extract_folder, tmp_path / "encoder", SUBNET, tmp_path / "small")
     assert not (tmp_path / "small").exists()
     with caplog.at_level(logging.WARNING):

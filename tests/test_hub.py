@@ -5,10 +5,10 @@ import socket
 import sys
 
 import pytest
-from folders import refusal
 from helpers import tiny_model
 from hub_stand_in import hub_stand_in, log_in
 from huggingface_hub import snapshot_download
+from model_folders import refusal
 from small_job import write_run
 
 from dynabert import cli

@@ -3,8 +3,8 @@ import pickle
 import shutil
 
 import pytest
-from folders import WATCH, Exploit, evil_code, refusal
 from helpers import tiny_model
+from model_folders import WATCH, Exploit, evil_code, refusal
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
 
 from dynabert.loading import load_tokenizer, save_model

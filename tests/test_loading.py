@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 import torch
 from cutting import NARROW, STOCK, cut_model
-from folders import CODE, WATCH, Exploit, edit_config, edit_weights, evil_code, logits, refusal, save_at
 from helpers import FAMILY_NAMES, tiny_batch, tiny_model
+from model_folders import CODE, WATCH, Exploit, edit_config, edit_weights, evil_code, logits, refusal, save_at
 from safetensors.torch import load_file
 
 from dynabert.errors import SettingError

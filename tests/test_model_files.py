@@ -6,8 +6,8 @@ import struct
 import huggingface_hub
 import pytest
 import torch
-from folders import WATCH, Exploit, edit_config, logits, refusal, save_at
 from helpers import tiny_model
+from model_folders import WATCH, Exploit, edit_config, logits, refusal, save_at
 
 from dynabert.loading import load
 from dynabert.model_files import resolve

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from folders import refusal
+from model_folders import refusal
 from small_job import write_run
 
 from dynabert.card_parts import header_of, is_unedited

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from folders import edit_config, edit_weights, logits, refusal, save_at
 from helpers import tiny_model
+from model_folders import edit_config, edit_weights, logits, refusal, save_at
 
 from dynabert.loading import load
 

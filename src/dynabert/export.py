@@ -25,11 +25,13 @@ from dynabert.engines import Inputs, Int8, Session, computing_engine, engine_of,
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.export_card import Texts, export_card
 from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex, Provenance
+from dynabert.extraction import check_place
 from dynabert.files import atomic_write_text, write_json
-from dynabert.folders import CARD, EXPORT_FILE, check_place, publish_folder
+from dynabert.folders import CARD, publish_folder
 from dynabert.loading import load_tokenizer
 from dynabert.measure import fingerprint_of, labels_of, machine_of, predict
 from dynabert.measurement import LatencySettings, listed
+from dynabert.model_files import EXPORT_FILE
 from dynabert.processor import int8_overflows
 from dynabert.results import Saved, load_result
 from dynabert.run_card import origin_of

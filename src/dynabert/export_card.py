@@ -11,7 +11,7 @@ from dynabert.card_parts import Origin, bullets, machine_line, origin_lines, tab
 from dynabert.engines import engine_of
 from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex
 from dynabert.files import read_json
-from dynabert.folders import EXPORT_FILE
+from dynabert.model_files import EXPORT_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

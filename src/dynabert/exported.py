@@ -8,9 +8,9 @@ from typing import Any
 from dynabert.engines import Options, Session, engine_here
 from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.files import read_json
-from dynabert.folders import CARD, EXPORT_FILE, MANIFEST, listed_in, verify_manifest
+from dynabert.folders import CARD, MANIFEST, listed_in, verify_manifest
 from dynabert.measurement import Machine, Timing
-from dynabert.model_files import fetched, hub_name
+from dynabert.model_files import EXPORT_FILE, fetched, hub_name
 from dynabert.processor import int8_overflows
 
 FORMAT_VERSION = 4

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dynabert.card_parts import Origin
 from dynabert.cut import described
-from dynabert.errors import ModelFileError
-from dynabert.folders import CARD, check_place
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.folders import CARD
 from dynabert.loading import load, load_tokenizer, read_shape, resolve, save_model
 from dynabert.model_card import Small, elastic_card, small_card
 from dynabert.model_files import CONFIG, MIB, TOKENIZER_FILES, find_file, hub_name
@@ -95,3 +95,19 @@ def _card_of(folder: Path) -> str:
     except (ModelFileError, OSError) as error:
         log.warning("the card of the elastic model is left out: %s", error)
         return ""
+
+
+def check_place(folder: Path, *, kept_by: str, outside: Path, what: str) -> None:
+    """Refuse a place for results where something else lies, or that is inside of what they are made from.
+
+    :param kept_by: the file that a folder has which may be replaced.
+    :param outside: the folder that results must not lie in.
+    :param what: what `outside` is, for the message: "the run folder".
+    :raises SettingError: such a place.
+    """
+    if folder.is_file():
+        raise SettingError(f"{folder} is a file; give the name of a folder")
+    if folder.resolve().is_relative_to(outside.resolve()):
+        raise SettingError(f"{folder} lies inside {what} {outside}; give an --out of its own")
+    if folder.exists() and any(folder.iterdir()) and not (folder / kept_by).exists():
+        raise SettingError(f"{folder} is not empty and has no {kept_by}; give another --out")

@@ -1,7 +1,7 @@
 """What happens when something goes wrong: exit codes, signals, full disks, NaN and infinity.
 
-docs/reliability.md has it as a table. Files that appear whole or not at all, and the retry of transient errors, are in
-`dynabert.files`.
+docs/reliability.md has it as a table. Files and folders that appear whole or not at all, and the retry of transient
+errors, are in `dynabert.files` and `dynabert.folders`.
 """
 
 import logging

@@ -1,12 +1,13 @@
-"""Atomic writes of a file, JSON, and retry of transient I/O; what goes wrong is one line for the user. No torch.
+"""Atomic writes of a file, JSON, sha256, retry of transient I/O; what goes wrong is one line for the user. No torch.
 
-Whole folders: `dynabert.folders`.
+Whole folders are published by `dynabert.folders`, of what is here: names beside a target, fsync, deleting.
 """
 
 import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -75,7 +76,12 @@ def read_json(path: StrPath) -> Any:  # noqa: ANN401 (JSON is any nesting of pla
     try:
         with storage_errors(path):
             data = with_retry(Path(path).read_bytes)
-        return json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        return json.loads(
+            data.decode(),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_without_repeats,
+        )
     except StorageError as error:
         if isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
             raise ModelFileError(f"{path} is missing; check the path, or use another copy of the folder") from error
@@ -137,7 +143,10 @@ def with_retry(action: Callable[[], Result], transient: frozenset[int] = TRANSIE
 
 
 def beside(target: Path, kind: str) -> Path:
-    """A fresh name in the same folder, hence on the same file system, so that a rename is atomic."""
+    """A fresh name in the same folder, hence on the same file system, so that a rename is atomic.
+
+    `dynabert.folders` finds such names again after a crash: ``.KIND-NAME-`` and eight hexadecimal digits.
+    """
     return target.parent / f".{kind}-{target.name}-{secrets.token_hex(4)}"
 
 
@@ -202,6 +211,13 @@ def _error_number(error: BaseException) -> int | None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -44,8 +44,7 @@ logger = logging.getLogger("dynabert")
 
 MANIFEST = "MANIFEST.json"
 CARD = "README.md"
-EXPORT_FILE = "export.json"
-"""Lies in a folder of files for an engine, see `dynabert.exported`."""
+"""What a folder says of itself; its owner may write another."""
 MANIFEST_VERSION = 1
 
 _BESIDE = re.compile(r"\.(?P<kind>tmp|old)-(?P<name>.+)-[0-9a-f]{8}", re.DOTALL)
@@ -75,7 +74,7 @@ def verify_manifest(folder: StrPath, *, edited: bool = True, alone: bool = True)
 
     Guards against accidents, not against someone who rewrites the manifest too.
 
-    :param edited: whether a model card may be there that its owner wrote or changed since.
+    :param edited: whether the model card may be one that its owner wrote, changed or deleted since.
     :param alone: whether there may be nothing else. What a hub gives has files of the hub's own, and may be links into
         its cache: only what is listed counts then, and it is what it says wherever it lies.
     :raises ModelFileError: it does not; the line names the file and the reason.
@@ -105,8 +104,9 @@ def publish_folder(final: StrPath) -> Iterator[Path]:
 
     The block writes into the folder it is given. When it ends, every file is forced to disk, the manifest is written,
     and the folder takes its final name. If the block or any later step fails, the temporary folder is removed and a
-    former folder of that name is as it was. A former folder is deleted once the new one is safely in place, but only
-    if it still is exactly what was published; else it is kept as ``NAME.replaced-xxxxxxxx``, with a warning.
+    former folder of that name is as it was; where only the last fsync failed, the new one stands already, and whole. A
+    former folder is deleted once the new one is safely in place, but only if it still is exactly what was published;
+    else it is kept as ``NAME.replaced-xxxxxxxx``, with a warning.
 
     :param final: where the folder will stand; its parents are created.
     :return: the temporary folder, on the same file system as the final one.
@@ -127,9 +127,16 @@ def publish_folder(final: StrPath) -> Iterator[Path]:
             _move_in(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not isinstance(error, DynabertError) and (failure := known_failure(final, error)):
-            raise failure from error
-        raise
+        failure = known_failure(_named_elsewhere(error, temporary) or final, error)
+        if failure is None or isinstance(error, DynabertError):
+            raise
+        raise failure from error
+
+
+def _named_elsewhere(error: BaseException, folder: Path) -> str | None:
+    """The file that an error names, if that is not in the folder: one that the block read, say."""
+    named = getattr(error, "filename", None)
+    return named if isinstance(named, str) and not Path(named).resolve().is_relative_to(folder) else None
 
 
 def newest_verified(folder: StrPath, prefix: str, *, check: Callable[[Path], object] | None = None) -> Path | None:
@@ -171,8 +178,8 @@ def numbered(folder: Path, prefix: str) -> list[Path]:
     with storage_errors(folder):
         entries = list(folder.iterdir()) if folder.is_dir() else []
     matches = ((pattern.fullmatch(entry.name), entry) for entry in entries if entry.is_dir())
-    numbered = [(int(match[1]), entry) for match, entry in matches if match]
-    return [entry for _, entry in sorted(numbered, reverse=True)]
+    found = [(int(match[1]), entry) for match, entry in matches if match]
+    return [entry for _, entry in sorted(found, reverse=True)]
 
 
 def remove_folder(folder: StrPath) -> None:
@@ -199,22 +206,6 @@ def clean_temporary(folder: StrPath) -> None:
     """
     with storage_errors(folder):
         _settle(Path(folder), None)
-
-
-def check_place(folder: Path, *, kept_by: str, outside: Path, what: str) -> None:
-    """Refuse a place for results where something else lies, or that is inside of what they are made from.
-
-    :param kept_by: the file that a folder has which may be replaced.
-    :param outside: the folder that results must not lie in.
-    :param what: that is, for the message.
-    :raises SettingError: such a place.
-    """
-    if folder.is_file():
-        raise SettingError(f"{folder} is a file; give the name of a folder")
-    if folder.resolve().is_relative_to(outside.resolve()):
-        raise SettingError(f"{folder} lies inside {what} {outside}; give an --out of its own")
-    if folder.exists() and any(folder.iterdir()) and not (folder / kept_by).exists():
-        raise SettingError(f"{folder} is not empty and holds no model ({kept_by}); give another --out")
 
 
 def _settle(folder: Path, name: str | None) -> None:
@@ -283,7 +274,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _force_to_disk(folder: Path) -> None:
-    """Fsync every file, write the manifest, then fsync the folders from the innermost out."""
+    """Fsync every file, write the manifest, give all files the same mode, then fsync the folders, innermost first."""
     for path in _files_of(folder).values():
         # Not after EIO: the kernel then drops the pages it could not write, and a second fsync would claim success.
         with_retry(partial(sync, path), TRANSIENT - {errno.EIO})

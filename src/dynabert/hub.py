@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from dynabert.card_parts import HERE
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
 from dynabert.files import storage_errors
-from dynabert.folders import CARD, EXPORT_FILE, MANIFEST, listed_in, verify_manifest
-from dynabert.model_files import CONFIG, HUB_ID, one_line
+from dynabert.folders import CARD, MANIFEST, listed_in, verify_manifest
+from dynabert.model_files import CONFIG, EXPORT_FILE, HUB_ID, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -19,6 +19,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ELASTIC = "elastic.json"
+EXPORT_FILE = "export.json"
+"""Lies in a folder of files for an engine, see `dynabert.exported`."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -19,9 +19,9 @@ from dynabert.engines import computing_engine, engine_of
 from dynabert.engines.torch_engine import TorchSession
 from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.exported import Parity
-from dynabert.extraction import Extracted, extract_folder
+from dynabert.extraction import Extracted, check_place, extract_folder
 from dynabert.files import read_json
-from dynabert.folders import CARD, check_place, verify_manifest
+from dynabert.folders import CARD, verify_manifest
 from dynabert.job import Prepared, pick_device
 from dynabert.joining import Fingerprint, joined, measure_command
 from dynabert.latency_model import LatencyModel
