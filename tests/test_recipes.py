@@ -52,6 +52,21 @@ def test_a_sandwich_depends_on_seed_and_step():
     assert any(draws[0, step] != draws[1, step] for step in range(8))
 
 
+@pytest.mark.parametrize("n_random", [0, 1, 3])
+def test_a_light_sandwich_has_the_smallest_and_draws_from_all_others(n_random):
+    n_steps, every = 600, list(GRID)
+    drawn = Counter()
+    for step in range(n_steps):
+        *others, last = Schedule("light", n_random).subnets(GRID, 1, step)
+        assert last == GRID.smallest and len(set(others)) == n_random and last not in others
+        assert [every.index(subnet) for subnet in others] == sorted(every.index(subnet) for subnet in others)
+        drawn.update(others)
+    expected = n_steps * n_random / (len(GRID) - 1)
+    assert all(abs(drawn[subnet] - expected) < 5 * expected**0.5 + 1 for subnet in every[:-1]), (
+        "the largest like others"
+    )
+
+
 def test_a_ladder_goes_down_by_one_rung_in_each_step():
     shape = EncoderShape(n_layers=12, n_heads=12, head_dim=64, hidden=768, n_neurons=3072)
     steps = [Schedule("ladder").subnets(GRID, 42, step) for step in range(len(GRID) - 2)]
@@ -78,7 +93,9 @@ def test_a_ladder_of_a_grid_with_few_rungs(widths, depths):
 def test_a_small_grid_is_trained_whole():
     grid = SubnetGrid((1, 0.5), (1, 0.5))
     assert Schedule("sandwich", 2).subnets(grid, 0, 0) == tuple(grid)
-    assert SubnetGrid((1,), (1,)).largest in Schedule("sandwich", 0).subnets(SubnetGrid((1,), (1,)), 0, 0)
+    alone = SubnetGrid((1,), (1,))
+    assert alone.largest in Schedule("sandwich", 0).subnets(alone, 0, 0)
+    assert tuple(alone) == Schedule("light").subnets(alone, 0, 0)
 
 
 def test_schedules_are_checked():
@@ -174,7 +191,8 @@ def test_recipes_by_name():
     assert all(recipe_of(name) is recipe and recipe.name == name for name, recipe in RECIPES.items())
     assert isinstance(recipe_of("default"), Recipe)
     with pytest.raises(
-        SettingError, match=r"unknown recipe 'papr' \(did you mean 'paper'\?\); known: default, two-stage, paper"
+        SettingError,
+        match=r"unknown recipe 'papr' \(did you mean 'paper'\?\); known: default, two-stage, paper",
     ):
         recipe_of("papr")
 

@@ -17,7 +17,7 @@ class Drawing(Protocol):
         """The Subnets of one step, those of one width together: a pure function of its arguments."""
 
 
-ScheduleKind = Literal["all", "sandwich", "ladder"]
+ScheduleKind = Literal["all", "sandwich", "light", "ladder"]
 SCHEDULES: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
 
 
@@ -26,10 +26,11 @@ class Schedule:
     """Which Subnets a step trains.
 
     :param kind: ``all`` of them in every step (the paper); ``sandwich``: the largest, the smallest and a few drawn at
-        random for each step (Yu and Huang, Universally Slimmable Networks, 2019); or ``ladder``, ours: a deterministic
-        sandwich of the largest, the smallest and one rung in between, which moves down by one in each step and begins
-        again at the top, so that all Subnets in between are trained equally often.
-    :param n_random: how many a sandwich draws.
+        random for each step (Yu and Huang, Universally Slimmable Networks, 2019); ``light``, ours: the smallest and a
+        few drawn from all others, the largest among them, which begins as its own teacher and costs the most; or
+        ``ladder``, ours: a deterministic sandwich of the largest, the smallest and one rung in between, which moves
+        down by one in each step and begins again at the top, so that all Subnets in between are trained equally often.
+    :param n_random: how many a sandwich draws, a light one too.
     """
 
     kind: ScheduleKind = "all"
@@ -43,14 +44,14 @@ class Schedule:
 
     def subnets(self, grid: SubnetGrid, seed: int, step: int) -> tuple[Subnet, ...]:
         """The Subnets of one step, largest first, those of one width together: a pure function of its arguments."""
-        ends = (grid.largest, grid.smallest)
+        ends = (grid.smallest,) if self.kind == "light" else (grid.largest, grid.smallest)
         middle = [subnet for subnet in grid if subnet not in ends]
         chosen = self._between(middle, seed, step)
         return tuple(subnet for subnet in grid if subnet in ends or subnet in chosen)
 
     def _between(self, middle: list[Subnet], seed: int, step: int) -> list[Subnet]:
-        """Which of those between the largest and the smallest a step trains."""
-        if self.kind == "sandwich":
+        """Which of those that are not in every step this one trains."""
+        if self.kind in ("sandwich", "light"):
             return sorted(middle, key=lambda subnet: derive_seed(seed, "sandwich", step, subnet.name))[: self.n_random]
         if self.kind == "ladder" and middle:
             return [sorted(middle, key=_share, reverse=True)[step % len(middle)]]

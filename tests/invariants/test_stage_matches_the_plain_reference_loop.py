@@ -178,6 +178,19 @@ def test_sandwich_stage(dropout):
     assert_step_for_step(Case(with_lr(sandwich), drawn, dropout=dropout, grid=THREE_DEPTHS))
 
 
+@by_dropout
+def test_light_stage(dropout):
+    def drawn(step):
+        others = [pair for pair in three_depths(step) if pair != (0.25, 0.5)]
+        chosen = sorted(others, key=lambda pair: derive_seed(TRAINING.seed, "sandwich", step, Subnet(*pair).name))[:2]
+        return [pair for pair in three_depths(step) if pair in chosen or pair == (0.25, 0.5)]
+
+    assert any((1.0, 1.0) in drawn(step) for step in range(N_STEPS))
+    assert not all((1.0, 1.0) in drawn(step) for step in range(N_STEPS))
+    light = with_lr(DEPTH, schedule=Schedule("light"))
+    assert_step_for_step(Case(light, drawn, dropout=dropout, grid=THREE_DEPTHS))
+
+
 def test_ladder_stage():
     def climbed(step):
         rungs = [(1.0, 0.75), (1.0, 0.5), (0.25, 1.0), (0.25, 0.75)]

@@ -34,7 +34,9 @@ def train(
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
     schedule: Annotated[
         str | None,
-        typer.Option(help="Sizes of a step in stages of the whole grid: all, sandwich or ladder; the recipe says."),
+        typer.Option(
+            help="Sizes of a step in stages of the whole grid: all, sandwich, light or ladder; the recipe says."
+        ),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; default has 10, the others 3.")] = None,
     lr: Annotated[
