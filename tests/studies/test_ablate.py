@@ -40,9 +40,9 @@ def test_every_factor_changes_the_default_plan() -> None:
 
 
 def test_a_recipe_of_one_stage_has_no_variant_without_assistant() -> None:
-    sandwich = Plan(recipe=RECIPES["default"])
-    assert not variants_of(sandwich, ["assistant"])
-    assert {variant for _, variant in variants_of(sandwich, ["schedule"])} == {"all", "ladder"}
+    one = Plan(recipe=RECIPES["default"])
+    assert not variants_of(one, ["assistant"])
+    assert {variant for _, variant in variants_of(one, ["schedule"])} == {"all", "light", "ladder"}
 
 
 @pytest.mark.parametrize("recipe", ["two-stage", "paper"])
@@ -83,18 +83,36 @@ def test_a_variant_differs_in_its_factor_alone() -> None:
     assert all(stage.teacher == "none" for stage in variants["distillation", "labels alone"].recipe.stages)
 
 
-def test_an_unknown_factor_is_refused() -> None:
+def test_an_unknown_factor_or_variant_is_refused() -> None:
     with pytest.raises(SettingError, match="learning-rate"):
         variants_of(Plan(), ["colour"])
+    known = "known: importance, random, reversed, as-is, "
+    with pytest.raises(
+        SettingError, match=rf"unknown variant of rewiring 'randm' \(did you mean 'random'\?\); {known}"
+    ):
+        variants_of(Plan(), ["rewiring=randm"])
+    with pytest.raises(SettingError, match=r"'rewiring=' names no variant; give rewiring=NAME for one"):
+        variants_of(Plan(), ["rewiring="])
+    with pytest.raises(SettingError, match=r"'learning-rate=1e-4': the variants of learning-rate are .*; give --lrs"):
+        variants_of(Plan(), ["learning-rate=1e-4"])
+    with pytest.raises(SettingError, match="'schedule=sandwich' is what the recipe default does already"):
+        variants_of(Plan(recipe=RECIPES["default"]), ["schedule=sandwich"])
+
+
+def test_one_variant_of_a_factor_can_be_asked_for() -> None:
+    some = variants_of(TWO_STAGE, ["rewiring=random", "schedule", "recipe=paper"])
+    every = variants_of(TWO_STAGE, ["rewiring", "schedule", "recipe"])
+    assert set(some) == {("rewiring", "random"), ("recipe", "paper")} | {key for key in every if key[0] == "schedule"}
+    assert all(plan == every[key] for key, plan in some.items())
 
 
 def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -> None:
-    settings = {"factors": ["finetune", "learning-rate"], "n_seeds": 2, "lrs": (1e-4, 2e-3), "budget": 0.5}
+    settings = {"factors": ["rewiring=reversed", "learning-rate"], "n_seeds": 2, "lrs": (1e-4, 2e-3), "budget": 0.5}
     result = ablate(run, **settings)
     files = sorted((run / "studies" / "trials").iterdir())
-    assert {effect.factor for effect in result.effects} == {"finetune", "learning-rate"}
+    assert {effect.factor for effect in result.effects} == {"rewiring", "learning-rate"}
     assert {effect.where for effect in result.effects} == {"mean", "w0.5-d0.5"}
-    assert json.loads((run / "studies" / "ablate.json").read_text())["rows"][0]["factor"] == "finetune"
+    assert json.loads((run / "studies" / "ablate.json").read_text())["rows"][0]["factor"] == "rewiring"
 
     study = Study(run, budget=0.5)
     spent = [Trial.load(file).training_flops for file in files]
@@ -104,8 +122,8 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
     by_name = {}
     for file in files:
         by_name.setdefault(file.name.split("-lr")[0], {})[file.stem.rsplit("-", 1)[0]] = Trial.load(file)
-    effect = next(row for row in result.effects if (row.variant, row.where) == ("with", "mean"))
-    chosen = [by_name["finetune-with"][f"finetune-with-lr{effect.lr:g}-{seed}"] for seed in (42, 43)]
+    effect = next(row for row in result.effects if (row.variant, row.where) == ("reversed", "mean"))
+    chosen = [by_name["rewiring-reversed"][f"rewiring-reversed-lr{effect.lr:g}-{seed}"] for seed in (42, 43)]
     base = [by_name["base"][f"base-lr{result.base_lr:g}-{seed}"] for seed in (42, 43)]
 
     def mean(trials: list[Trial]) -> float:
@@ -113,7 +131,7 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
 
     assert effect.difference == pytest.approx(mean(chosen) - mean(base))
     assert effect.low <= effect.difference <= effect.high
-    of_seed = {name: trial for name, trial in by_name["finetune-with"].items() if name.endswith("-42")}
+    of_seed = {name: trial for name, trial in by_name["rewiring-reversed"].items() if name.endswith("-42")}
     tried = {float(name.split("-lr")[1].removesuffix("-42")): trial.select_score for name, trial in of_seed.items()}
     assert len(tried) == 3 and set(tried) < {3.33e-5, 1e-4, 2e-3, 6e-3}, "one is tried beyond the better of two"
     assert effect.lr == max(sorted(tried, key=(1e-4, 2e-3, 3.33e-5, 6e-3).index), key=tried.__getitem__)
@@ -121,11 +139,11 @@ def test_an_ablation_compares_predictions_at_equal_cost_and_goes_on(run: Path) -
     times = [file.stat().st_mtime_ns for file in files]
     assert ablate(run, **settings) == result
     assert [file.stat().st_mtime_ns for file in files] == times, "nothing is trained again"
-    assert "with" in result.table() and "Holm" in result.table()
+    assert "reversed" in result.table() and "Holm" in result.table()
 
 
 def test_recipes_are_compared_with_the_papers_too(run: Path) -> None:
-    result = ablate(run, factors=["recipe"], n_seeds=1, lrs=(1e-3,), budget=0.5)
+    result = ablate(run, factors=["recipe=paper", "recipe=default"], n_seeds=1, lrs=(1e-3,), budget=0.5)
     rows = {(row.variant, row.against, row.where): row for row in result.effects}
     assert result.recipe == "two-stage" and {(variant, against) for variant, against, _ in rows} == {
         ("paper", "base"),
@@ -142,7 +160,7 @@ def test_recipes_are_compared_with_the_papers_too(run: Path) -> None:
 
 def test_another_recipe_can_be_varied_at_the_cost_of_the_runs(run: Path) -> None:
     result = ablate(run, factors=["schedule"], n_seeds=1, lrs=(1e-3,), budget=0.5, recipe="default")
-    assert result.recipe == "default" and {row.variant for row in result.effects} == {"all", "ladder"}
+    assert result.recipe == "default" and {row.variant for row in result.effects} == {"all", "light", "ladder"}
     trial = next(Trial.load(file) for file in (run / "studies" / "trials").glob("schedule-ladder-*"))
     assert trial.training_flops == pytest.approx(Study(run, budget=0.5).budget_flops, rel=0.1)
     with pytest.raises(SettingError, match="nothing to vary in the recipe default by assistant, teacher-width"):

@@ -16,6 +16,7 @@ from dynabert.loading import load
 from dynabert.recipes import TEACHER, Recipe
 from dynabert.results import load_result
 from dynabert.run import train
+from dynabert.studies.ablate import ablate
 from dynabert.studies.compare import CASCADE, OURS, compare
 from dynabert.studies.trials import Study, Trial
 from dynabert.subnet import Subnet, encoder_flops
@@ -110,6 +111,20 @@ def test_another_recipe_can_stand_for_ours(run: Path) -> None:
         assert result.sweeps["first-layers"] == own.sweeps["first-layers"], "the others are not trained again"
 
 
+def test_rates_are_tuned_on_the_select_rows(run: Path) -> None:
+    result = compare(run, methods=["first-layers"], lrs=(5e-4, 2e-3), budget=BUDGET)
+    full = encoder_flops(load_result(run).shape, load_result(run).slices(Subnet()))
+    scores = {}
+    for name, trial in trials_of(run).items():
+        method, lr = name.removesuffix("-42").split("-lr")
+        shares = [[p for p in trial.points if p.select_flops <= share * full * (1 + 1e-9)] for share in (1, 0.5, 0.25)]
+        scores[method, float(lr)] = np.mean([max(p.select_metric for p in points) for points in shares if points])
+    for row in result.standings:
+        tried = {lr: score for (method, lr), score in scores.items() if method == row.method and lr != 1e-3}
+        assert len(tried) == 3, "and one beyond the better of the two"
+        assert tried[row.lr] == max(tried.values())
+
+
 def test_unknown_methods_are_refused(run: Path) -> None:
     with pytest.raises(SettingError, match="deebert"):
         compare(run, methods=["magic"])
@@ -190,6 +205,18 @@ def test_the_best_cascade_stands_beside_the_best_size(run: Path) -> None:
         if row.method != CASCADE and row.difference is not None:
             assert row.difference.mean == pytest.approx(ours.metric - row.metric)
     assert plain.ours == OURS
+
+
+def test_what_an_ablation_has_trained_is_not_trained_again_for_cascades_that_nobody_asks_for(run: Path) -> None:
+    ablate(run, factors=["recipe=paper"], n_seeds=1, lrs=(7e-4,), budget=BUDGET)
+    count = Count()
+    settings = {"recipe": "paper", "lrs": (7e-4,), "budget": BUDGET, "hooks": count}
+    compare(run, methods=["first-layers"], **settings)
+    of_first_layers = count.steps
+    compare(run, methods=["first-layers", CASCADE], **settings)
+    trials = trials_of(run)
+    assert of_first_layers == trials["first-layers-lr0.0007-42"].n_steps
+    assert count.steps - of_first_layers == trials[f"{CASCADE}-lr0.0007-42"].n_steps, "now they are asked for"
 
 
 def test_a_grid_without_a_pair_has_no_cascade(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

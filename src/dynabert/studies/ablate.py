@@ -20,7 +20,7 @@ from dynabert.errors import SettingError
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
-from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, variants_of
+from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, parsed, variants_of
 from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings, counted, covering, tuned
 from dynabert.sweep import plain_text
 
@@ -138,9 +138,9 @@ class _TaskStudy:
         variants = variants_of(base, factors)
         self.plans: dict[Key, Plan] = {(BASE, BASE): base} | variants
         known = {factor for factor, _ in variants} | {LEARNING_RATE}
-        if none := [factor for factor in factors if factor not in known]:
+        if none := [factor for factor in factors if parsed(factor)[0] not in known]:
             message = f"nothing to vary in the recipe {study.recipe.name} by {', '.join(none)}"
-            if known.isdisjoint(factors):
+            if known.isdisjoint(parsed(factor)[0] for factor in factors):
                 raise SettingError(f"{message}; another one may have it: --recipe two-stage")
             log.warning("%s", message)
         self.rates = tuple(rates) or tuple(study.plan.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
@@ -226,7 +226,7 @@ def ablate(
     """Change one factor of a run at a time, and measure what that does. Goes on where it was interrupted.
 
     :param runs: a finished run folder, or several of different tasks, whose mean counts then.
-    :param factors: names in `ALL_FACTORS`.
+    :param factors: names in `ALL_FACTORS`, or ``factor=variant`` for one variant alone.
     :param n_seeds: the run's own seed and the ones after it.
     :param lrs: learning rates, of which each variant takes the one that is best on the `select` rows with the first
         seed; by default a third of the run's, the run's, and three times it. Where that is an end of several, one more

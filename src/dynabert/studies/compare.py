@@ -208,10 +208,12 @@ class _TaskComparison:
         study = self.study
         if method in OWN:
             plan = replace(study.plan, recipe=study.at_budget(study.recipe.adjusted(lr=lr)))
-            cascades = Derived(f"{CASCADE}-lr{lr:g}", (CASCADE, CASCADE_SHARES, cascade.RULE), self._cascades)
-            # Whether asked for or not: who asks for them next has them without training.
+            settings = (CASCADE, CASCADE_SHARES, cascade.RULE)
+            # Of a network that is trained in any case they are kept for who asks for them next.
+            spare = CASCADE not in self.methods
+            cascades = Derived(f"{CASCADE}-lr{lr:g}", settings, self._cascades, spare=spare)
             also = () if _obstacle(CASCADE, [study]) else (cascades,)
-            return study.trained_and(f"{OURS}-lr{lr:g}", plan, seed=seed, also=also)[OWN.index(method)]
+            return study.trained_and(f"{OURS}-lr{lr:g}", plan, seed=seed, also=also)[f"{method}-lr{lr:g}"]
         return self._kept(method, lr, seed, lambda: self._train(method, lr, seed))
 
     def _cascades(self, network: ElasticMethod, rows: Prepared) -> Method:

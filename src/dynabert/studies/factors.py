@@ -123,20 +123,36 @@ LEARNING_RATE = "learning-rate"
 ALL_FACTORS = (*FACTORS, LEARNING_RATE)
 
 
+def parsed(asked: str) -> tuple[str, str]:
+    """A factor, and the one variant of it that is asked for: ``rewiring=random``. For all of them that is empty.
+
+    :raises SettingError: an unknown factor, or no variant after the sign.
+    """
+    factor, sign, variant = asked.partition("=")
+    if factor not in ALL_FACTORS:
+        raise SettingError(one_of("factor", factor, ALL_FACTORS))
+    if sign and factor == LEARNING_RATE:
+        raise SettingError(f"{asked!r}: the variants of {factor} are the rates of the list; give --lrs")
+    if sign and not variant:
+        raise SettingError(f"{asked!r} names no variant; give {factor}=NAME for one, {factor} for all")
+    return factor, variant
+
+
 def variants_of(plan: Plan, factors: Sequence[str]) -> dict[tuple[str, str], Plan]:
     """The plans that differ from a plan in one factor, by factor and variant.
 
-    :raises SettingError: an unknown factor.
+    :param factors: names in `ALL_FACTORS`, for all variants of each; or ``factor=variant`` for one.
+    :raises SettingError: an unknown factor or variant, or one that the plan has already.
     """
-    unknown = [factor for factor in factors if factor not in ALL_FACTORS]
-    if unknown:
-        raise SettingError(one_of("factor", unknown[0], ALL_FACTORS))
-    chosen = {
-        (factor, variant): changed
-        for factor in factors
-        if factor in FACTORS
-        for variant, changed in FACTORS[factor](plan).items()
-    }
+    chosen: dict[tuple[str, str], Plan] = {}
+    for asked in factors:
+        factor, only = parsed(asked)
+        variants = FACTORS[factor](plan) if factor in FACTORS else {}
+        if only and only not in variants:
+            raise SettingError(one_of(f"variant of {factor}", only, variants))
+        if only and _same(variants[only], plan):
+            raise SettingError(f"{asked!r} is what the recipe {plan.recipe.name} does already; name another variant")
+        chosen |= {(factor, name): changed for name, changed in variants.items() if only in ("", name)}
     return {key: changed for key, changed in chosen.items() if changed.recipe.stages and not _same(changed, plan)}
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +135,13 @@ class Derived:
     :param name: what its trial is called.
     :param settings: all that its result depends on besides the network and its rows: plain values.
     :param make: makes it.
+    :param spare: it is not asked for: made where the network is at hand, and left out where that would be trained.
     """
 
     name: str
     settings: object
     make: Callable[[ElasticMethod, Prepared], Method]
+    spare: bool = False
 
 
 class Study:
@@ -313,23 +315,32 @@ class Study:
 
         :param plan: its recipe costs what it costs: see `at_budget`. Its teacher is that of the seed.
         """
-        return self.trained_and(name, plan, seed=seed, also=())[0]
+        return self.trained_and(name, plan, seed=seed, also=())[name]
 
-    def trained_and(self, name: str, plan: Plan, *, seed: int, also: Sequence[Derived]) -> list[Trial]:
-        """Likewise, and the trials of what else is made of the trained network, in their order.
+    def trained_and(self, name: str, plan: Plan, *, seed: int, also: Sequence[Derived]) -> dict[str, Trial]:
+        """Likewise, and the trials of what else is made of the trained network, by name.
 
-        One training serves all of them. Where some were kept and one was not, it is done once more.
+        One training serves all of them; where one that was asked for was not kept, it is done once more.
+
+        :return: without those to spare that had no network at hand.
         """
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
         unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
         recipe, grid, batching = asdict(unnamed.recipe), asdict(plan.grid), asdict(plan.batching)
         settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
         work = self.folder / "running" / self._digest(settings)
-        network = cache(lambda: self._trained(name, unnamed, seed, work))
-        trials = [self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))]
+        made: list[ElasticMethod] = []
+
+        def network() -> ElasticMethod:
+            if not made:
+                made.append(self._trained(name, unnamed, seed, work))
+            return made[0]
+
+        trials = {name: self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))}
         for other in also:
-            make = partial(self._derived, other, network, seed)
-            trials.append(self.kept(f"{other.name}-{seed}", (*settings, other.settings), make))
+            if made or not other.spare:
+                make = partial(self._derived, other, network, seed)
+                trials[other.name] = self.kept(f"{other.name}-{seed}", (*settings, other.settings), make)
         if work.exists():
             remove_folder(work)
         return trials
