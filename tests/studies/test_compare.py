@@ -116,7 +116,10 @@ def test_rates_are_tuned_on_the_select_rows(run: Path) -> None:
     full = encoder_flops(load_result(run).shape, load_result(run).slices(Subnet()))
     scores = {}
     for name, trial in trials_of(run).items():
-        method, lr = name.removesuffix("-42").split("-lr")
+        method, rest = name.split("-lr")
+        lr, _, seed = rest.rpartition("-")
+        if seed != "42":
+            continue
         shares = [[p for p in trial.points if p.select_flops <= share * full * (1 + 1e-9)] for share in (1, 0.5, 0.25)]
         scores[method, float(lr)] = np.mean([max(p.select_metric for p in points) for points in shares if points])
     for row in result.standings:
