@@ -51,13 +51,19 @@ def options(description: str | None, **more: dict[str, Any]) -> argparse.Namespa
     return chosen
 
 
-def usable_forms(forms: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Engines with their types, those that this processor computes in; and the names of the others, which is said."""
-    usable = {form: engine_of(*form).has(form[1]) for form in forms}
-    left_out = [" ".join(form) for form, is_usable in usable.items() if not is_usable]
-    if left_out:
-        print("left out, for this processor does not compute in the type:", ", ".join(left_out))
-    return [form for form, is_usable in usable.items() if is_usable], left_out
+def usable_forms(
+    forms: Iterable[tuple[str, str]], *, emulated: bool = False
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Engines with their types to measure; and the names of those whose type this processor does not compute in.
+
+    :param emulated: measure these too; otherwise they are left out. Either is said.
+    """
+    usable = {form: emulated or engine_of(*form).has(form[1]) for form in forms}
+    foreign = [" ".join(form) for form in usable if not engine_of(*form).has(form[1])]
+    if foreign:
+        done = "emulated" if emulated else "left out"
+        print(f"{done}, for this processor does not compute in the type:", ", ".join(foreign))
+    return [form for form, is_usable in usable.items() if is_usable], foreign
 
 
 def data_folder() -> Path:

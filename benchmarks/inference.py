@@ -6,12 +6,14 @@
 All sizes of an engine and type take turns, at batch 1 with the stock model (transformers as it stands, fp32, full size)
 in every round, in PyTorch in fp32 with the views of the corners of the grid. `speedup` is over the full size of the
 same engine and type, `of_flops` that speed-up as a share of the ratio of FLOPs, `vs_stock` over the stock model. All
-twelve sizes run. A type that this processor does not compute in is left out and named. The result is written after
-every engine and type. One thread by default.
+twelve sizes run. A type that this processor does not compute in is left out and named; with `--emulated` it runs too,
+PyTorch's bf16 emulated and OpenVINO's computed in fp32, and is named as such. The result is written after every engine
+and type. One thread by default.
 """
 
 import argparse
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -201,7 +203,11 @@ def engines_part(chosen: argparse.Namespace) -> dict[str, Any]:
     forms = [(name, dtype) for name, dtypes in ENGINE_DTYPES.items() for dtype in dtypes]
     if chosen.engines:
         forms = [form for form in forms if form[0] in chosen.engines.split(",")]
-    forms, left_out = usable_forms(forms)
+    if chosen.dtypes:
+        forms = [form for form in forms if form[1] in chosen.dtypes.split(",")]
+    forms, foreign = usable_forms(forms, emulated=chosen.emulated)
+    if not forms:
+        sys.exit("nothing to measure: no engine that was asked for has such a type on this processor")
     about, started = machine("cpu"), time.perf_counter()
     rows: list[dict[str, Any]] = []
     views: list[dict[str, Any]] = []
@@ -217,7 +223,7 @@ def engines_part(chosen: argparse.Namespace) -> dict[str, Any]:
             print(f"{shape}, {name} {dtype}, after {seconds / 60:.1f} minutes")
             table([{key: value for key, value in row.items() if key != "stock_ms"} for row in found])
             table(seen)
-            known = {"machine": about, "seconds": seconds, "left_out": left_out}
+            known = {"machine": about, "seconds": seconds, "emulated" if chosen.emulated else "left_out": foreign}
             result = {**known, **headlines(rows, views), "rows": rows, "views": views}
             finish(result, chosen.json)  # what is there is kept if the next one fails
     return result
@@ -229,6 +235,8 @@ def main() -> None:
         __doc__,
         repeats={"type": int, "default": 9, "help": f"timed calls of each; at a batch above 1 {REPEATS_OF_MANY}"},
         engines={"default": "", "help": "comma-separated; all by default"},
+        dtypes={"default": "", "help": "comma-separated; all by default"},
+        emulated={"action": "store_true", "help": "the types too that this processor does not compute in"},
         shapes={"default": "", "help": "bert-base, minilm or both; both by default, with --quick minilm"},
         corners={"action": "store_true", "help": "four sizes instead of twelve"},
     )
