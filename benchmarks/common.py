@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
@@ -131,7 +131,7 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def table(rows: list[Mapping[str, Any]]) -> None:
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of equal keys as aligned columns."""
     if not rows:
         return
@@ -156,6 +156,6 @@ def finish(result: dict[str, Any], path: Path | None) -> None:
         write_json(path, result)
 
 
-def median(values: list[float]) -> float:
+def median(values: Sequence[float] | np.ndarray) -> float:
     """The median, a plain float for JSON."""
     return float(np.median(values))

@@ -16,8 +16,10 @@ fusion: ONNX Runtime with attention as one operator, and spelt out; see export_f
 bits: int8 with weights of 8 and of 7 bits, against PyTorch over the validation split; see export_bits.py.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common import finish, machine, options, table
 from export_bits import bits
@@ -37,7 +39,11 @@ def main() -> None:
     if chosen.part == "memory":
         result["memory"] = memory(quick=chosen.quick)
     else:
-        parts = {"parity": partial(parity, chosen.run), "bits": partial(bits, chosen.run), "fusion": fusion}
+        parts: dict[str, Callable[..., list[dict[str, Any]]]] = {
+            "parity": partial(parity, chosen.run),
+            "bits": partial(bits, chosen.run),
+            "fusion": fusion,
+        }
         rows = parts[chosen.part](quick=chosen.quick)
         table(rows)
         result[chosen.part] = rows

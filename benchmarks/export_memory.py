@@ -32,7 +32,7 @@ TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "in
 def write_elastic(folder: Path, **sizes: int) -> None:
     """An elastic folder of random weights."""
     torch.manual_seed(0)
-    ElasticModel(BertForSequenceClassification(BertConfig(**sizes))).save_pretrained(folder)
+    ElasticModel(BertForSequenceClassification(BertConfig.from_dict(sizes))).save_pretrained(folder)
 
 
 def lazily(folder: Path, out: Path) -> None:

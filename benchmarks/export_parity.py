@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from dynabert.subnet import Subnet
 from dynabert.tasks import Task
 
 FULL, SMALL = Subnet(), Subnet(0.25, 0.5)
+ROBERTA_PAD_ID = 1
 SPREAD = 3.0  # of the logits of random weights, about as far as those of a trained network reach
 RANDOM_DROP = 0.05  # that int8 may cost random weights, whose decisions are closer than trained ones
 
@@ -146,12 +147,16 @@ def _random_roberta(like: Network) -> Network:
         **heads,
         max_position_embeddings=514,
         type_vocab_size=1,
+        pad_token_id=ROBERTA_PAD_ID,
         initializer_range=config.hidden_size**-0.5,  # the usual 0.02 leaves attention even, and hides its errors
     )
     elastic = ElasticModel(RobertaForSequenceClassification(made).eval(), like.elastic.grid)
-    rows = tuple(replace(encoded, type_ids=None) for encoded in like.rows)
-    network = Network("roberta", elastic, like.task, rows, made.pad_token_id, RANDOM_DROP, True)
-    _spread(elastic.model.classifier.out_proj, predict(elastic.at(FULL), network.batches(rows[0])))
+    select, validation = (replace(encoded, type_ids=None) for encoded in like.rows)
+    network = Network("roberta", elastic, like.task, (select, validation), ROBERTA_PAD_ID, RANDOM_DROP, True)
+    _spread(
+        cast(torch.nn.Linear, elastic.model.get_submodule("classifier.out_proj")),
+        predict(elastic.at(FULL), network.batches(select)),
+    )
     return network
 
 

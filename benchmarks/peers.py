@@ -15,7 +15,7 @@ up. `wide` counts the medians that spread over more than a fifth: a busy machine
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -118,14 +118,14 @@ def peers_of(study: Study, judge: Judge, share: float) -> "dict[str, tuple[PreTr
 @contextmanager
 def sessions(
     models: "Mapping[str, PreTrainedModel]",
-    forms: tuple[tuple[str, str], ...],
+    forms: Sequence[tuple[str, str]],
     ranges: list[Inputs],
     n_threads: int,
 ) -> Iterator[dict[Form, Session]]:
     """Every network in every engine and type, written and opened."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dynabert-")))
-        found = {}
+        found: dict[Form, Session] = {}
         for engine, dtype in forms:
             for network, model in models.items():
                 folder = scratch / str(len(found))
@@ -216,7 +216,9 @@ def plotted(result: dict[str, Any]) -> bytes:
         "ms": [row["ms"] for row in rows],
     }
     ours = sorted((row for row in rows if row["network"].startswith(OURS)), key=lambda row: row["ms"])
-    picked = accumulate(ours, lambda best, row: row if row["select"] > best["select"] else best)
+    picked: Iterator[dict[str, Any]] = accumulate(
+        ours, lambda best, row: row if row["select"] > best["select"] else best
+    )
     front = {
         "network": ["ours"] * len(ours),
         "metric": [row["metric"] for row in picked],

