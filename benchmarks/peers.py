@@ -38,7 +38,7 @@ from dynabert.measure import labels_of, predict
 from dynabert.recipes import TEACHER
 from dynabert.results import load_result
 from dynabert.statistics import ROW_METRICS, RowMetric, paired_difference
-from dynabert.studies.trials import Study
+from dynabert.studies.study import Study
 from dynabert.subnet import Subnet
 from dynabert.sweep import WIDE_SPREAD
 from dynabert.timing import interleaved, timing_of

@@ -11,7 +11,7 @@ from dynabert.studies.ablate import RESULT as ABLATED
 from dynabert.studies.ablate import Ablation, Effect
 from dynabert.studies.compare import OURS, Comparison, Standing
 from dynabert.studies.compare import RESULT as COMPARED
-from dynabert.studies.trials import STUDIES
+from dynabert.studies.study import STUDIES
 from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep, Timing
 
 SIZES = ("w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5")

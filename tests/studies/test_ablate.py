@@ -14,7 +14,8 @@ from dynabert.recipes import RECIPES
 from dynabert.run import train
 from dynabert.studies.ablate import ablate
 from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
-from dynabert.studies.trials import Study, Trial
+from dynabert.studies.study import Study
+from dynabert.studies.trials import Trial
 
 TWO_STAGE = Plan(recipe=RECIPES["two-stage"])
 

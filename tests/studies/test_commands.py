@@ -7,7 +7,7 @@ import pytest
 from calling import call
 from small_job import write_run
 
-from dynabert.studies.trials import Study
+from dynabert.studies.study import Study
 
 TINY = ("--seeds", 1, "--budget", 0.3)
 

@@ -18,7 +18,8 @@ from dynabert.results import load_result
 from dynabert.run import train
 from dynabert.studies.ablate import ablate
 from dynabert.studies.compare import CASCADE, OURS, compare
-from dynabert.studies.trials import Study, Trial
+from dynabert.studies.study import Study
+from dynabert.studies.trials import Trial
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep
 from dynabert.tasks import TASKS
@@ -163,7 +164,7 @@ def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(tmp_path: Path, monk
     assert {row.method for row in result.standings} == {OURS, "layerdrop-masked", "layerdrop"}
     tokenizer = study.tokenizer
     tokenizer.mask_token = None
-    monkeypatch.setattr("dynabert.studies.trials.load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr("dynabert.studies.study.load_tokenizer", lambda folder: tokenizer)
     with pytest.raises(SettingError, match=r"layerdrop-masked: its masked phase needs a mask token.*leave out"):
         compare(run, methods=["layerdrop-masked"])
 

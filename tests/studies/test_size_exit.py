@@ -16,7 +16,7 @@ from dynabert.measure import predict
 from dynabert.results import load_result
 from dynabert.run import train
 from dynabert.studies.size_exit import cascades_of_run, exits_of_run
-from dynabert.studies.trials import Study
+from dynabert.studies.study import Study
 from dynabert.subnet import Subnet
 
 

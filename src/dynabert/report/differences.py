@@ -22,7 +22,7 @@ from dynabert.report.figure import (
 from dynabert.report.studies import Ablated, Compared, Gap, Trainings
 from dynabert.report.tables import Table
 from dynabert.studies.ablate import BASE, MEAN, Effect
-from dynabert.studies.trials import covering
+from dynabert.studies.tuning import covering
 
 SURE = 0.05
 """Points of a corrected p value below this are filled."""

@@ -11,7 +11,7 @@ from dynabert.files import read_json
 from dynabert.results import SWEEP_FILE
 from dynabert.studies import ablate, compare
 from dynabert.studies.ablate import BASE, Effect
-from dynabert.studies.trials import STUDIES
+from dynabert.studies.study import STUDIES
 from dynabert.sweep import Sweep
 
 COMPARED_FILE, ABLATED_FILE = f"{STUDIES}/{compare.RESULT}", f"{STUDIES}/{ablate.RESULT}"

@@ -21,7 +21,9 @@ from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, parsed, variants_of
-from dynabert.studies.trials import N_RESAMPLES, Study, Trial, check_settings, counted, covering, tuned
+from dynabert.studies.study import Study
+from dynabert.studies.trials import Trial
+from dynabert.studies.tuning import N_RESAMPLES, check_settings, counted, covering, tuned
 from dynabert.sweep import plain_text
 
 BASE = "base"
@@ -36,7 +38,7 @@ class Effect:
     """What changing one thing does, in hundredths of the metric, over the seeds: variant minus what it is against.
 
     :param where: ``mean`` over the grid, or the name of one Subnet.
-    :param low: end of the 95 % interval, see `dynabert.studies.trials.covering`.
+    :param low: end of the 95 % interval, see `dynabert.studies.tuning.covering`.
     :param p_holm: two-sided p value, corrected for all effects of the study by Holm's method.
     :param metric: of the variant, mean over the seeds.
     :param lr: the learning rate chosen for the variant on the `select` rows; None where tasks differ in it.

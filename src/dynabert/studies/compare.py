@@ -30,18 +30,9 @@ from dynabert.statistics import (
     p_value,
     resampled_difference,
 )
-from dynabert.studies.trials import (
-    N_RESAMPLES,
-    Derived,
-    Point,
-    Study,
-    Trial,
-    Tuned,
-    check_settings,
-    counted,
-    covering,
-    tuned,
-)
+from dynabert.studies.study import Derived, Study
+from dynabert.studies.trials import Point, Trial
+from dynabert.studies.tuning import N_RESAMPLES, Tuned, check_settings, counted, covering, tuned
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import Sweep, plain_text
 

@@ -33,7 +33,8 @@ from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
 from dynabert.hooks import Hooks
 from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
-from dynabert.studies.trials import Study, relative_times
+from dynabert.studies.study import Study
+from dynabert.studies.trials import relative_times
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.sweep import plain_text
 

@@ -12,7 +12,8 @@ from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.results import load_result, load_sweep
 from dynabert.run import train
-from dynabert.studies.trials import Study, Trial
+from dynabert.studies.study import Study
+from dynabert.studies.trials import Trial
 from dynabert.subnet import encoder_flops
 
 

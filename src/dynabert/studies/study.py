@@ -1,0 +1,281 @@
+"""What the trainings of a study share: the run, its rows, its budget; and those that are done, kept.
+
+    RUN/studies/seeds/43/teacher/   the teacher of another seed than the run's own
+    RUN/studies/trials/             one safetensors file for each finished training, named by all that it depends on
+    RUN/studies/running/            a training that is not finished yet: a run folder, gone on with exactly
+
+So a study goes on where it stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dynabert.baselines.masked import MaskedEncoder, Vocabulary
+from dynabert.baselines.method import ElasticMethod, Method, Spent
+from dynabert.elastic import ElasticModel
+from dynabert.files import storage_errors, write_json
+from dynabert.folders import remove_folder
+from dynabert.hooks import Hooks
+from dynabert.job import Prepared, load_for, pick_device
+from dynabert.loading import has_head, load, load_tokenizer
+from dynabert.measure import labels_of, machine_of, predict
+from dynabert.plan import Plan
+from dynabert.precision import warn_if_emulated
+from dynabert.recipes import Recipe, Stage, recipe_of
+from dynabert.results import Saved, load_result
+from dynabert.run import train, train_teacher
+from dynabert.studies.trials import Trial, trial_of
+from dynabert.subnet import Subnet
+from dynabert.workload import StepRows, mean_step_flops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STUDIES = "studies"
+MASKED_HEAD = "ForMaskedLM"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Another method that is made of a trained network, without training.
+
+    :param name: what its trial is called.
+    :param settings: all that its result depends on besides the network and its rows: plain values.
+    :param make: makes it.
+    :param spare: it is not asked for: made where the network is at hand, and left out where that would be trained.
+    """
+
+    name: str
+    settings: object
+    make: Callable[[ElasticMethod, Prepared], Method]
+    spare: bool = False
+
+
+class Study:
+    """What all trainings of a study share: the run that it starts from, and the rows.
+
+    :param run: a finished run folder.
+    :param budget: training FLOPs that each training may spend, as a share of those of the run's own recipe.
+    :param limit: train on a random part of that many rows; by default on those of the run.
+    :param recipe: name of the recipe that is studied, at the training cost of the run's; by default the run's own.
+    :param device: cpu or cuda; by default the GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        budget: float = 1.0,
+        limit: int | None = None,
+        recipe: str | None = None,
+        device: str | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self.elastic = load_result(run)
+        self.run, self.saved, self.hooks = Path(run), Saved.of(run), hooks or Hooks()
+        self.source = self.saved.source if limit is None else replace(self.saved.source, limit=limit)
+        self.folder = self.run / STUDIES
+        self.budget, self.device = budget, pick_device(device)
+        self.plan = self.saved.plan
+        warn_if_emulated(self.plan.training.precision, self.device)
+        self.recipe = self.plan.recipe if recipe is None else recipe_of(recipe)
+        self.task, self._roles = self.saved.roles()
+        self._n_teacher_rows = len(self._roles.train)
+        if limit is not None:
+            _, self._roles = self.source.load()
+        self._rows: dict[int, Prepared] = {}
+
+    def seeds(self, n: int) -> tuple[int, ...]:
+        """The run's own seed and the ones after it."""
+        return tuple(range(self.plan.training.seed, self.plan.training.seed + n))
+
+    def teacher(self, seed: int) -> Path:
+        """The folder of the teacher of a seed; trained as the run trained its own, unless that is the run's seed."""
+        if seed == self.plan.training.seed:
+            return self.run / "teacher"
+        plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
+        return train_teacher(
+            self.saved.model,
+            self.saved.source,
+            self.folder / "seeds" / str(seed),
+            plan=plan,
+            hooks=self.hooks,
+            device=self.device,
+        )
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """That of the run."""
+        return load_tokenizer(self.run / "elastic")
+
+    def rows(self, seed: int) -> Prepared:
+        """The rows of a study, in the order of a seed."""
+        if seed not in self._rows:
+            plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
+            self._rows[seed] = Prepared.of(self.task, self._roles, self.tokenizer, plan)
+        return self._rows[seed]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the validation rows."""
+        return labels_of(self.rows(self.plan.training.seed).validation)
+
+    def cost(self, recipe: Recipe) -> float:
+        """Training FLOPs of a recipe on the rows of the study, see `dynabert.baselines.method.Spent`."""
+        train, seed = self.rows(self.plan.training.seed).train, self.plan.training.seed
+        rows = StepRows.of(train)
+        return sum(
+            stage.n_steps(len(train)) * mean_step_flops(stage, self.elastic, rows, seed=seed) for stage in recipe.stages
+        )
+
+    @property
+    def budget_flops(self) -> float:
+        """Training FLOPs that each training may spend."""
+        return self.budget * self.cost(self.plan.recipe)
+
+    @property
+    def teacher_flops(self) -> float:
+        """Training FLOPs of the teacher; 0 where the run took a fine-tuned model as it is: `start` is that model then.
+
+        The teacher learns from all rows of the run, whatever the study is limited to.
+        """
+        stage, seed = self.plan.teacher, self.plan.training.seed
+        if not isinstance(stage, Stage):
+            return 0.0
+        train = self.rows(seed).train
+        n_steps = stage.n_steps(round(len(train) * self._n_teacher_rows / len(self._roles.train)))
+        return n_steps * mean_step_flops(stage, self.elastic, StepRows.of(train), seed=seed)
+
+    def at_budget(self, recipe: Recipe) -> Recipe:
+        """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
+        factor = self.budget_flops / self.cost(recipe)
+        return replace(recipe, stages=tuple(replace(stage, epochs=stage.epochs * factor) for stage in recipe.stages))
+
+    def write(self, name: str, result: dict[str, Any]) -> None:
+        """Write what a study found to its folder, with what it was made by."""
+        made = {
+            "budget": self.budget,
+            "limit": self.source.limit,
+            "n_train": len(self._roles.train.ids),
+            "machine": asdict(machine_of(torch.device(self.device))),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with storage_errors(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / name, {**result, "made": made})
+
+    def kept(self, name: str, settings: object, make: Callable[[], Trial]) -> Trial:
+        """A trial from its file, or made and kept; one training serves all studies, whatever they call it.
+
+        :param name: what it is called.
+        :param settings: everything that its result depends on besides the run: plain values.
+        :param make: trains it.
+        """
+        digest, trials = self._digest(settings), self.folder / "trials"
+        known = sorted(trials.glob(f"*-{digest}.safetensors"))
+        path = known[0] if known else trials / f"{name.replace(' ', '-')}-{digest}.safetensors"
+        if not known:
+            make().save(path)
+        return Trial.load(path)
+
+    def _digest(self, settings: object) -> str:
+        """Of all that a trial depends on; times are in it, so that those of another kind of device are not taken."""
+        device = torch.device(self.device).type
+        known = [settings, self.saved.data, self.source.to_json(), *([] if device == "cpu" else [device])]
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+    def network(self, seed: int) -> ElasticModel:
+        """The teacher of a seed."""
+        return self._elastic(load(self.teacher(seed)))
+
+    def start(self, seed: int) -> ElasticModel:
+        """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it."""
+        plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
+        return self._elastic(load_for(self.task, self.saved.model, plan))
+
+    def no_masked_phase(self) -> str | None:
+        """Why `masked` gives nothing to train with; None where it does."""
+        if self.tokenizer.mask_token_id is None:
+            return f"its masked phase needs a mask token, and the tokenizer of {self.run} has none"
+        if not has_head(self.saved.model, MASKED_HEAD):
+            return f"its masked phase needs the encoder's own head over the vocabulary, and {self.saved.model} has none"
+        return None
+
+    def masked(self) -> MaskedEncoder:
+        """What the teacher was fine-tuned from, for a masked-language-model phase; a new one each time.
+
+        Where it has no head over the vocabulary, see `no_masked_phase`, one of random numbers stands in.
+        """
+        return MaskedEncoder(load(self.saved.model, head=MASKED_HEAD), Vocabulary.of(self.tokenizer))
+
+    def _elastic(self, model: "PreTrainedModel") -> ElasticModel:
+        elastic = ElasticModel(model, self.plan.grid, depth_rule=self.plan.depth_rule)
+        elastic.to(self.device)
+        return elastic
+
+    def teacher_logits(self, seed: int) -> np.ndarray:
+        """What the teacher of a seed says of the validation rows."""
+        return predict(self.network(seed).at(Subnet()), self.rows(seed).validation)
+
+    def trained(self, name: str, plan: Plan, *, seed: int) -> Trial:
+        """A training by a plan of its own, from the teacher of a seed.
+
+        :param plan: its recipe costs what it costs: see `at_budget`. Its teacher is that of the seed.
+        """
+        return self.trained_and(name, plan, seed=seed, also=())[name]
+
+    def trained_and(self, name: str, plan: Plan, *, seed: int, also: Sequence[Derived]) -> dict[str, Trial]:
+        """Likewise, and the trials of what else is made of the trained network, by name.
+
+        One training serves all of them; where one that was asked for was not kept, it is done once more.
+
+        :return: without those to spare that had no network at hand.
+        """
+        plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
+        unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
+        recipe, grid, batching = asdict(unnamed.recipe), asdict(plan.grid), asdict(plan.batching)
+        settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
+        work = self.folder / "running" / self._digest(settings)
+        made: list[ElasticMethod] = []
+
+        def network() -> ElasticMethod:
+            if not made:
+                made.append(self._trained(name, unnamed, seed, work))
+            return made[0]
+
+        trials = {name: self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))}
+        for other in also:
+            if made or not other.spare:
+                make = partial(self._derived, other, network, seed)
+                trials[other.name] = self.kept(f"{other.name}-{seed}", (*settings, other.settings), make)
+        if work.exists():
+            remove_folder(work)
+        return trials
+
+    def _derived(self, other: Derived, network: Callable[[], ElasticMethod], seed: int) -> Trial:
+        return self.trial(other.name, other.make(network(), self.rows(seed)), seed)
+
+    def _trained(self, name: str, plan: Plan, seed: int, work: Path) -> ElasticMethod:
+        """The network of a plan; that of the run, where that is its plan."""
+        n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
+        spent = Spent(self.cost(plan.recipe), n_steps)
+        own = replace(self.plan, teacher=None, recipe=replace(self.plan.recipe, name=""))
+        folder = self.run if plan == own and self.source == self.saved.source else work
+        if folder == work:
+            train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None, device=self.device)
+        elastic = load_result(folder)
+        elastic.to(self.device)
+        return ElasticMethod(name=name, elastic=elastic, spent=spent)
+
+    def trial(self, name: str, method: Method, seed: int) -> Trial:
+        """What is kept of a trained method."""
+        return trial_of(name, method, self.rows(seed), full=self.network(seed).at(Subnet()))
