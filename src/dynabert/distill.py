@@ -167,7 +167,7 @@ class StageRun:
                     targets,
                     attention_mask=batch.inputs["attention_mask"],
                     labels=batch.labels,
-                    matched=matched_states(kept, self.elastic.shape.n_layers),
+                    matched=matched_states(kept, self.elastic.shape.n_layers, self.elastic.depth_rule),
                     weights=self.stage.weights,
                     reduction=self.reduction,
                     counts=counts,

@@ -62,6 +62,11 @@ def hub_name(source: str | Path) -> str | None:
     return str(source) if is_name and not Path(source).expanduser().exists() else None
 
 
+def located(source: str | Path) -> str:
+    """The name of a hub repository, or the absolute path of a folder: the same model from any folder."""
+    return hub_name(source) or str(Path(source).expanduser().absolute())
+
+
 def fetched(repository: str, patterns: Sequence[str]) -> Path:
     """The files of a hub repository that patterns name, in the hub's own cache.
 

@@ -153,9 +153,7 @@ def fingerprint(
     :param tokenizer: likewise.
     :param world_size: how many processes train. It says in which order gradients are added up, hence their last bits.
     """
-    state = elastic.model.state_dict()
-    encoder = {name: tensor for name, tensor in state.items() if name.startswith(f"{elastic.model.base_model_prefix}.")}
-    head = {name: tensor for name, tensor in state.items() if name not in encoder}  # new ones depend on the seed
+    encoder, head = _encoder_and_head(elastic)
     unimportant = ("transformers_version", "_name_or_path")
     config = {key: value for key, value in elastic.model.config.to_dict().items() if key not in unimportant}
     training = {name: value for name, value in asdict(plan.training).items() if name not in ("saving", "log_every")}
@@ -179,6 +177,18 @@ def fingerprint(
         **training,
         "world_size": world_size,
     }
+
+
+def encoder_digest(elastic: ElasticModel) -> str:
+    """16 hexadecimal digits that differ when a weight of the encoder differs; a task head has no part in them."""
+    return _digest_of(_encoder_and_head(elastic)[0])
+
+
+def _encoder_and_head(elastic: ElasticModel) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:
+    """The weights of both; those of a new head depend on the seed."""
+    state = elastic.model.state_dict()
+    encoder = {name: tensor for name, tensor in state.items() if name.startswith(f"{elastic.model.base_model_prefix}.")}
+    return encoder, {name: tensor for name, tensor in state.items() if name not in encoder}
 
 
 def as_now(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,16 @@ class Recipe:
     reduction: Reduction = Reduction()
     scores: str = "per-example"
 
+    @property
+    def lr(self) -> float:
+        """The highest learning rate of its stages."""
+        return max(stage.lr for stage in self.stages)
+
+    def at_lr(self, lr: float) -> "Recipe":
+        """The same plan with another highest learning rate; those of its stages keep their ratios."""
+        stages = (replace(stage, lr=lr * (stage.lr / self.lr)) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
+
     def adjusted(
         self,
         *,

@@ -156,14 +156,17 @@ def beside_teacher(
 class Saved:
     """What a run folder says that it was made with.
 
+    :param model: the encoder: a folder, or a name on the hub.
     :param plan: with the teacher decided on.
     :param data: fingerprint of its rows.
+    :param encoder: digest of the encoder's weights.
     """
 
     model: str
     source: Source
     plan: Plan
     data: str
+    encoder: str
 
     @classmethod
     def of(cls, out: str | Path) -> "Saved":
@@ -175,7 +178,8 @@ class Saved:
         saved = read_json(path)
         try:
             identity = saved["fingerprint"]
-            return cls(saved["model"], Source.from_json(saved["source"]), plan_of(identity), identity["data"])
+            source, plan = Source.from_json(saved["source"]), plan_of(identity)
+            return cls(saved["model"], source, plan, identity["data"], identity["model"])
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
 

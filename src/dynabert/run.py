@@ -36,7 +36,7 @@ from dynabert.hooks import Progress as StageProgress
 from dynabert.job import Job, Prepared, pick_device, prepare
 from dynabert.loading import load
 from dynabert.measure import LatencySettings, Progress, machine_of, selection_score
-from dynabert.model_files import hub_name
+from dynabert.model_files import hub_name, located
 from dynabert.plan import Plan, Source, fingerprint
 from dynabert.precision import AUTO, precision_on, warn_if_emulated
 from dynabert.recipes import Stage
@@ -176,7 +176,7 @@ def _begun(
         plan = with_precision(plan, out, world)
         job = prepare(model, source, plan, latency=latency, world=world)
         called = {
-            "model": str(model),
+            "model": located(model),
             "source": source.to_json(),
             BASE: hub_name(model),
             ROWS: {role: len(getattr(job.roles, role)) for role in ("train", "select", "validation")},

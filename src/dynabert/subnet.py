@@ -46,7 +46,7 @@ def _paper_rule(depth: float, n_layers: int) -> tuple[int, ...]:
 
 
 def _text_rule(depth: float, n_layers: int) -> tuple[int, ...]:
-    return tuple(state - 1 for state in matched_states(_paper_rule(depth, n_layers), n_layers))
+    return (*(layer - 1 for layer in _paper_rule(depth, n_layers)[1:]), n_layers - 1)
 
 
 def _prefix_rule(depth: float, n_layers: int) -> tuple[int, ...]:
@@ -79,19 +79,23 @@ def kept_layers(depth: float, n_layers: int, rule: DepthRule = "paper") -> tuple
     return DEPTH_RULES[rule](depth, n_layers)
 
 
-def matched_states(kept: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
+def matched_states(kept: tuple[int, ...], n_layers: int, rule: DepthRule = "paper") -> tuple[int, ...]:
     """For each hidden state of a Subnet after the embeddings, the teacher's hidden state that it learns from.
 
-    The *input* of every kept layer is matched with the teacher's input of the same layer, and the Subnet's final output
-    with the teacher's. Hidden state 0 is the embedding output; state l is the output of layer l (from 1).
+    The *input* of every kept layer is matched with the teacher's input of the same layer, by the rule `text` its
+    *output* with that layer's output; and the Subnet's final output with the teacher's. Hidden state 0 is the embedding
+    output; state l is the output of layer l (from 1).
 
     :param kept: indices (from 0) of the layers the Subnet executes.
     :param n_layers: layers of the teacher.
+    :param rule: by which they were kept, a name in `DEPTH_RULES`.
     :return: as many teacher states as layers are kept; position j belongs to the Subnet's state j + 1.
 
-    Source: DynaBERT's published code; with 12 layers and depth 0.5: 2, 4, 6, 8, 10, 12.
+    Source: DynaBERT's published code; with 12 layers and depth 0.5: 2, 4, 6, 8, 10, 12. By the rule `text` the states
+    are the same ones, and other layers learn them.
     """
-    return (*kept[1:], n_layers)
+    before_last = (layer + 1 for layer in kept[:-1]) if rule == "text" else kept[1:]
+    return (*before_last, n_layers)
 
 
 @dataclass(frozen=True)

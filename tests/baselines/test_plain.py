@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import tiny_model
 from reference import baselines as plain_reference
+from reference import loop
 from small_rows import batches
 
 from dynabert.baselines import plain
@@ -78,6 +79,32 @@ def test_distilled_sizes_have_the_loss_of_our_depth_stage_and_only_that_size_is_
     assert set(first) == {"logits", "embeddings", "hidden"}
     assert first["hidden"] == first["embeddings"] == 0, "each begins as its teacher"
     assert all(torch.equal(mine, old) for mine, old in zip(teacher.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("size", [(0.5, 0.5), (1.0, 0.5)])
+def test_a_distilled_size_learns_as_in_the_plain_loop(size):
+    teacher, rows = ElasticModel(tiny_model("bert", dtype=torch.float64)), some_rows()
+    method = plain.distilled(teacher, rows, subnets=(Subnet(*size),), **SETTINGS | {"budget_flops": 3e8})
+    assert method.n_steps > 3
+    weights = RECIPES["two-stage"].stages[-1].weights
+    plan = loop.Plan(
+        stage="alone",
+        n_steps=method.n_steps,
+        subnets=lambda step: [size],
+        weights=(weights.logits, weights.hidden, weights.embeddings, weights.labels),
+        matching_teacher_width=False,
+        published=False,
+        lr=SETTINGS["lr"],
+        seed=TRAINING.seed,
+    )
+    stock, drawn = tiny_model("bert", dtype=torch.float64), [rows.train.at(step) for step in range(method.n_steps)]
+    for _ in loop.run_stage(stock, tiny_model("bert", dtype=torch.float64), drawn, plan):
+        pass
+    expected, origin = loop.build_cut(stock, *size)
+    loop.fill(expected, origin, dict(stock.named_parameters()))
+    (small,) = method.members.values()
+    for (name, mine), theirs in zip(small.model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_sizes_take_equally_many_steps_and_share_no_weights():

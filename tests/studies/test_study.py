@@ -1,18 +1,20 @@
 """A study goes on where it stopped: what is trained is kept, and told apart by all that it depends on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_job import small_plan, write_job
 
-from dynabert.errors import ModelFileError
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.hooks import Hooks, StepReport
-from dynabert.loading import load
+from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.results import load_result, load_sweep
 from dynabert.run import train
-from dynabert.studies.study import Study
+from dynabert.studies.study import Study, studies_of
 from dynabert.studies.trials import Trial
 from dynabert.subnet import encoder_flops
 
@@ -115,7 +117,31 @@ def test_a_damaged_trial_is_said(run: Path, tmp_path: Path) -> None:
         Trial.load(path)
 
 
-def test_small_sizes_take_less_time_in_the_table(run: Path) -> None:
+def test_every_point_has_its_times_as_shares_of_the_full_networks(run: Path) -> None:
     study = Study(run)
     times = [point.time for point in study.trained("same", study.plan, seed=42).points]
     assert all(0 < single < 5 and 0 < together < 5 for single, together in times)
+
+
+def test_an_encoder_that_was_replaced_is_noticed(run: Path) -> None:
+    study = Study(run)
+    study.start(42)
+    encoder = Path(study.saved.model)
+    assert encoder.is_absolute()
+    other = load(encoder)
+    with torch.no_grad():
+        next(other.base_model.parameters()).add_(1)
+    kept = encoder.rename(encoder.with_name("kept"))
+    try:
+        save_model(other, encoder, tokenizer=load_tokenizer(kept))
+        with pytest.raises(ModelFileError, match="has changed since; bring it back, or train again"):
+            study.start(42)
+    finally:
+        shutil.rmtree(encoder)
+        kept.rename(encoder)
+
+
+def test_runs_of_the_same_rows_are_not_a_mean_over_tasks(run: Path) -> None:
+    assert [study.run for study in studies_of([run])] == [run]
+    with pytest.raises(SettingError, match=r"have the same validation rows, which would count twice; .*--seeds"):
+        studies_of([run, run])

@@ -178,7 +178,7 @@ class Kind:
     :param choose: that choice, which takes no training; the same for the result of `choose` as for that of `train`.
     :param version: of the training and the choice: what was kept of another one is out of date.
     :param from_encoder: it fine-tunes the pre-trained encoder itself, and the teacher's training is its own to spend.
-    :param needs_classes: it cannot do regressions.
+    :param exits_early: it cannot do regressions, nor encoders of one layer.
     :param needs_mask: it cannot do without a tokenizer that has a mask token.
     """
 
@@ -186,13 +186,13 @@ class Kind:
     choose: Callable[[Method, plain.Rows], Method] = _as_trained
     version: int = 2
     from_encoder: bool = False
-    needs_classes: bool = False
+    exits_early: bool = False
     needs_mask: bool = False
 
 
 METHODS: Mapping[str, Kind] = {
-    "deebert": Kind(_deebert, needs_classes=True),
-    "fastbert": Kind(_fastbert, needs_classes=True),
+    "deebert": Kind(_deebert, exits_early=True),
+    "fastbert": Kind(_fastbert, exits_early=True),
     "layerdrop": Kind(_layerdrop, _with_every_other_layer, from_encoder=True),
     "layerdrop-0.5": Kind(partial(_layerdrop, name="layerdrop-0.5", rate=0.5), from_encoder=True),
     "layerdrop-masked": Kind(_layerdrop_masked, from_encoder=True, needs_mask=True),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dynabert.baselines.method import Spent
 from dynabert.distill import Best, Training
 from dynabert.elastic import ElasticModel
+from dynabert.errors import SettingError
 from dynabert.exits import EarlyExit, Ramp, n_classes
 from dynabert.failures import may_step
 from dynabert.hooks import Hooks, Progress, StepReport
@@ -70,10 +71,12 @@ def made(
     """A new ramp for each layer of a Subnet but the last, its weights normal as BERT's and its biases 0.
 
     :param make: one ramp from the network's configuration.
-    :raises SettingError: a regression.
+    :raises SettingError: a regression, or a Subnet of one layer.
     """
     config = elastic.model.config
     n_classes(config)
+    if len(elastic.slices(subnet)) < 2:
+        raise SettingError(f"{subnet.name} has one layer here, so nothing can leave early; name a size of two or more")
     with seeded(torch.device("cpu"), seed, "ramps"):
         ramps = nn.ModuleList(make(config) for _ in elastic.slices(subnet)[:-1])
         for module in ramps.modules():

@@ -41,7 +41,7 @@ def compare(
     lrs: Annotated[
         str | None,
         typer.Option(
-            help="Learning rates to tune over, one more beyond an end that is best; by default the run's alone.",
+            help="Learning rates to tune over, one more beyond an end that is best; by default the recipe's alone.",
             show_default=False,
         ),
     ] = None,
@@ -55,7 +55,8 @@ def compare(
 
     Each method's size or threshold is chosen on the select rows, at half and at a quarter of the full network's FLOPs.
     Interrupted? Run the same command again: finished trainings are kept, and DynaBERT's go on where they stopped; the
-    training of another method that was under way begins anew.
+    training of another method that was under way begins anew. The table, in RUN/studies/compare.json and the report,
+    is of this call alone: name all methods that belong in it, those of earlier calls cost nothing.
     """
     from dynabert.studies.compare import ALL
     from dynabert.studies.compare import compare as study
@@ -79,8 +80,8 @@ def ablate(
     lrs: Annotated[
         str | None,
         typer.Option(
-            help="Learning rates to tune over, one more beyond an end that is best; by default a third of the run's, "
-            "the run's, three times it.",
+            help="Learning rates to tune over, one more beyond an end that is best; by default a third of the "
+            "recipe's, the recipe's, three times it.",
             show_default=False,
         ),
     ] = None,
@@ -93,7 +94,9 @@ def ablate(
     """Say what each ingredient is worth: change one factor of a run at a time, at equal training FLOPs.
 
     Every variant trains from the same teachers with the learning rate that is best for it on the select rows, and is
-    paired with the run's own plan by row and seed. Interrupted? Run the same command again, and it goes on.
+    paired with the recipe by row and seed. Interrupted? Run the same command again, and it goes on. The table, in
+    RUN/studies/ablate.json and the report, is of this call alone, and so is the correction of its p values: name all
+    factors that belong in it, those of earlier calls cost nothing.
     """
     from dynabert.studies.ablate import ablate as study
     from dynabert.studies.factors import ALL_FACTORS

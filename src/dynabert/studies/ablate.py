@@ -21,7 +21,7 @@ from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, parsed, variants_of
-from dynabert.studies.study import Study
+from dynabert.studies.study import Study, studies_of
 from dynabert.studies.trials import Trial
 from dynabert.studies.tuning import N_RESAMPLES, check_settings, counted, covering, tuned
 from dynabert.sweep import plain_text
@@ -137,7 +137,7 @@ class _TaskStudy:
     def __init__(self, study: Study, factors: Sequence[str], *, rates: Sequence[float], n_seeds: int) -> None:
         self.study, self.factors = study, factors
         base = replace(study.plan, recipe=study.recipe)
-        variants = variants_of(base, factors)
+        variants = variants_of(base, factors, regression=study.task.is_regression)
         self.plans: dict[Key, Plan] = {(BASE, BASE): base} | variants
         known = {factor for factor, _ in variants} | {LEARNING_RATE}
         if none := [factor for factor in factors if parsed(factor)[0] not in known]:
@@ -145,7 +145,7 @@ class _TaskStudy:
             if known.isdisjoint(parsed(factor)[0] for factor in factors):
                 raise SettingError(f"{message}; another one may have it: --recipe two-stage")
             log.warning("%s", message)
-        self.rates = tuple(rates) or tuple(study.plan.recipe.stages[-1].lr * factor for factor in (1 / 3, 1, 3))
+        self.rates = tuple(rates) or tuple(study.recipe.lr * factor for factor in (1 / 3, 1, 3))
         self.seeds = study.seeds(n_seeds)
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
@@ -167,15 +167,16 @@ class _TaskStudy:
     def trained(self, key: Key, lr: float, seed: int) -> Trial:
         """One variant at one rate and seed, at the cost of the base."""
         variant = self.plans[key]
-        recipe = self.study.at_budget(variant.recipe.adjusted(lr=lr))
+        recipe = self.study.at_budget(variant.recipe.at_lr(lr))
         name = BASE if key[0] == BASE else f"{key[0]}-{key[1]}"
         return self.study.trained(f"{name}-lr{lr:g}", replace(variant, recipe=recipe), seed=seed)
 
     @property
     def places(self) -> dict[str, list[str]]:
-        """What is compared: names of Subnets whose mean counts."""
-        smallest = self.study.plan.grid.smallest.name
-        return {MEAN: [subnet.name for subnet in self.study.plan.grid], smallest: [smallest]}
+        """What is compared: names of Subnets whose mean counts; of a grid of one size that size."""
+        grid = self.study.plan.grid
+        smallest = {grid.smallest.name: [grid.smallest.name]}
+        return smallest if len(grid) == 1 else {MEAN: [subnet.name for subnet in grid], **smallest}
 
     def metric(self, key: Key, where: str) -> float:
         """In hundredths, the mean over Subnets and seeds."""
@@ -227,31 +228,24 @@ def ablate(
 ) -> Ablation:
     """Change one factor of a run at a time, and measure what that does. Goes on where it was interrupted.
 
-    :param runs: a finished run folder, or several of different tasks, whose mean counts then.
+    :param runs: a finished run folder, or several with rows of their own, whose mean counts then.
     :param factors: names in `ALL_FACTORS`, or ``factor=variant`` for one variant alone.
     :param n_seeds: the run's own seed and the ones after it.
     :param lrs: learning rates, of which each variant takes the one that is best on the `select` rows with the first
-        seed; by default a third of the run's, the run's, and three times it. Where that is an end of several, one more
-        is tried, a third or three times of it.
+        seed; by default a third of the recipe's, the recipe's, and three times it. Where that is an end of several, one
+        more is tried, a third or three times of it. Of a recipe whose stages have several it is the highest.
     :param budget: training FLOPs of each training, as a share of those of the run's recipe.
     :param limit: train on a random part of that many rows.
     :param recipe: name of the recipe whose factors are changed, at the cost of the run's; by default the run's own.
     :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/ablate.json``.
-    :raises SettingError: an unknown factor or recipe, factors that have no variant in it, no runs or seeds, or rates or
-        a budget that are not above 0.
+    :raises SettingError: an unknown factor or recipe, factors that have no variant in it, no runs or seeds, runs of the
+        same rows, or rates or a budget that are not above 0.
     """
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
-    studies = [
-        _TaskStudy(
-            Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks),
-            factors,
-            rates=lrs,
-            n_seeds=n_seeds,
-        )
-        for run in runs
-    ]
+    made = studies_of(runs, budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks)
+    studies = [_TaskStudy(study, factors, rates=lrs, n_seeds=n_seeds) for study in made]
     compared, summaries = [], []
     for draw, study in enumerate(studies):
         study.train()

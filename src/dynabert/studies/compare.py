@@ -30,7 +30,7 @@ from dynabert.statistics import (
     p_value,
     resampled_difference,
 )
-from dynabert.studies.study import Derived, Study
+from dynabert.studies.study import Derived, Study, studies_of
 from dynabert.studies.trials import Point, Trial
 from dynabert.studies.tuning import N_RESAMPLES, Tuned, check_settings, counted, covering, tuned
 from dynabert.subnet import Subnet, encoder_flops
@@ -183,7 +183,7 @@ class _TaskComparison:
     ) -> None:
         self.study, self.ours = study, ours
         self.methods = tuple(dict.fromkeys((OURS, ours, *methods)))
-        self.rates = tuple(rates) or (study.plan.recipe.stages[-1].lr,)
+        self.rates = tuple(rates) or (study.recipe.lr,)
         self.seeds = study.seeds(n_seeds)
         self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
         self.tuned: dict[str, Tuned] = {}
@@ -198,7 +198,7 @@ class _TaskComparison:
         """One method at one rate and seed, at the training cost of the run."""
         study = self.study
         if method in OWN:
-            plan = replace(study.plan, recipe=study.at_budget(study.recipe.adjusted(lr=lr)))
+            plan = replace(study.plan, recipe=study.at_budget(study.recipe.at_lr(lr)))
             settings = (CASCADE, CASCADE_SHARES, cascade.RULE)
             # Of a network that is trained in any case they are kept for who asks for them next.
             spare = CASCADE not in self.methods
@@ -329,12 +329,12 @@ def compare(
 ) -> Comparison:
     """Train other methods beside a run, at its training cost. Goes on where it was interrupted.
 
-    :param runs: a finished run folder, or several of different tasks, whose mean counts then.
+    :param runs: a finished run folder, or several with rows of their own, whose mean counts then.
     :param methods: names in `ALL`.
     :param ours: what the others are compared with, a name in `OWN`.
     :param n_seeds: the run's own seed and the ones after it.
     :param lrs: learning rates, of which each method takes the one that is best on the `select` rows with the first
-        seed; by default the run's alone.
+        seed; by default that of the recipe alone. Of a recipe whose stages have several it is the highest.
     :param budget: training FLOPs of each method, as a share of those of the run's recipe.
     :param limit: train on a random part of that many rows.
     :param recipe: name of the recipe that DynaBERT trains by, at the cost of the run's; by default the run's own.
@@ -342,13 +342,13 @@ def compare(
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/compare.json``.
     :raises SettingError: an unknown method or recipe, a method asked for by name that cannot do one of the tasks, no
-        runs or seeds, or rates or a budget that are not above 0.
+        runs or seeds, runs of the same rows, or rates or a budget that are not above 0.
     """
     for what, name, names in (*(("method", method, ALL) for method in methods), ("ours", ours, OWN)):
         if name not in names:
             raise SettingError(one_of(what, name, names))
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
-    studies = [Study(Path(run), budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks) for run in runs]
+    studies = studies_of(runs, budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks)
     if obstacle := _obstacle(ours, studies):
         raise SettingError(f"{ours}: {obstacle}; compare with {OURS}")
     left_out = _left_out(methods, studies)
@@ -377,11 +377,13 @@ def _left_out(methods: Sequence[str], studies: Sequence[Study]) -> dict[str, str
 
 def _obstacle(method: str, studies: Sequence[Study]) -> str | None:
     """Why a method cannot do one of the tasks."""
-    needs_classes = method == CASCADE or (method in METHODS and METHODS[method].needs_classes)
+    exits_early = method in METHODS and METHODS[method].exits_early
     needs_mask = method in METHODS and METHODS[method].needs_mask
     for study in studies:
-        if needs_classes and study.task.is_regression:
+        if (exits_early or method == CASCADE) and study.task.is_regression:
             return f"early exit needs classes, and {study.task.name} is a regression"
+        if exits_early and study.elastic.shape.n_layers < 2:
+            return f"early exit needs two layers, and {study.run} has one"
         if method == CASCADE and not _has_pairs(study):
             return f"the grid of {study.run} has no size of {max(CASCADE_SHARES):.0%} of the FLOPs and a larger one"
         if needs_mask and (reason := study.no_masked_phase()):

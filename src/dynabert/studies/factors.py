@@ -138,11 +138,12 @@ def parsed(asked: str) -> tuple[str, str]:
     return factor, variant
 
 
-def variants_of(plan: Plan, factors: Sequence[str]) -> dict[tuple[str, str], Plan]:
-    """The plans that differ from a plan in one factor, by factor and variant.
+def variants_of(plan: Plan, factors: Sequence[str], *, regression: bool = False) -> dict[tuple[str, str], Plan]:
+    """The plans that differ from a plan in one factor, by factor and variant; of equal ones the first.
 
     :param factors: names in `ALL_FACTORS`, for all variants of each; or ``factor=variant`` for one.
-    :raises SettingError: an unknown factor or variant, or one that the plan has already.
+    :param regression: the task is one: variants that have nothing to learn from in it are left out.
+    :raises SettingError: an unknown factor or variant, or one that the plan has already, or that learns nothing.
     """
     chosen: dict[tuple[str, str], Plan] = {}
     for asked in factors:
@@ -152,8 +153,23 @@ def variants_of(plan: Plan, factors: Sequence[str]) -> dict[tuple[str, str], Pla
             raise SettingError(one_of(f"variant of {factor}", only, variants))
         if only and _same(variants[only], plan):
             raise SettingError(f"{asked!r} is what the recipe {plan.recipe.name} does already; name another variant")
-        chosen |= {(factor, name): changed for name, changed in variants.items() if only in ("", name)}
-    return {key: changed for key, changed in chosen.items() if changed.recipe.stages and not _same(changed, plan)}
+        learning = {name: changed for name, changed in variants.items() if _learns(changed.recipe, regression)}
+        if only and only not in learning:
+            raise SettingError(f"{asked!r} leaves a regression nothing to learn from; name another variant")
+        chosen |= {(factor, name): changed for name, changed in learning.items() if only in ("", name)}
+    found: dict[tuple[str, str], Plan] = {}
+    for key, changed in chosen.items():
+        known = (other for (factor, _), other in found.items() if factor == key[0])
+        if changed.recipe.stages and not any(_same(changed, other) for other in (plan, *known)):
+            found[key] = changed
+    return found
+
+
+def _learns(recipe: Recipe, regression: bool) -> bool:
+    """Whether every stage has a loss term: the logits of a regression may have none, see `Reduction`."""
+    no_logits = regression and recipe.reduction.regression == "none"
+    weights = (stage.weights for stage in recipe.stages)
+    return all(w.needs_states or w.labels > 0 or (w.logits > 0 and not no_logits) for w in weights)
 
 
 def _same(plan: Plan, other: Plan) -> bool:
@@ -161,7 +177,8 @@ def _same(plan: Plan, other: Plan) -> bool:
 
     def essence(plan: Plan) -> Plan:
         stages = plan.recipe.stages
-        shares = (replace(stage, lr=1.0, epochs=stage.epochs / stages[0].epochs) for stage in stages)
+        rate = plan.recipe.lr
+        shares = (replace(stage, lr=stage.lr / rate, epochs=stage.epochs / stages[0].epochs) for stage in stages)
         return replace(plan, recipe=replace(plan.recipe, name="", stages=tuple(shares)))
 
     return essence(plan) == essence(other)

@@ -2,7 +2,8 @@
 
 Ramps are trained on each size as DeeBERT's are; or, in a cascade, a size answers what it is sure of and the full
 network the rest, and nothing is trained. Thresholds are calibrated on the `select` rows, so that the answers agree with
-those of the full network to a stated share. What the validation rows then say is reported, not chosen on.
+those of the full network to a stated share. What the validation rows then say is reported, not chosen on. Where the
+grid leaves the full network out, the largest size that was trained stands for it.
 
     RUN/studies/ramps/              the trained ramps of each size, one safetensors file each
     RUN/studies/exits.json          what was found; of cascades cascades.json
@@ -35,7 +36,7 @@ from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
 from dynabert.studies.study import Study
 from dynabert.studies.trials import relative_times
-from dynabert.subnet import Subnet, encoder_flops
+from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
 from dynabert.sweep import plain_text
 
 RESULT, CASCADES = "exits.json", "cascades.json"
@@ -73,6 +74,7 @@ class SizeExit:
 
     :param full: main metric of the full network, in hundredths.
     :param n_select: `select` rows, on which thresholds were calibrated.
+    :param largest: name of the full network, or of the largest size where the grid leaves that out.
     :param unreached: size and agreement that those rows show at no threshold at which any row leaves early.
     """
 
@@ -82,6 +84,7 @@ class SizeExit:
     n_select: int
     points: tuple[ExitPoint, ...]
     unreached: tuple[tuple[str, float], ...]
+    largest: str = Subnet().name
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -92,9 +95,8 @@ class SizeExit:
         from rich import box
         from rich.table import Table
 
-        title = (
-            f"{self.task}: {self.metric} x 100 with early exit at calibrated thresholds; full network {self.full:.2f}"
-        )
+        full = "full network" if self.largest == Subnet().name else f"largest size, {self.largest},"
+        title = f"{self.task}: {self.metric} x 100 with early exit at calibrated thresholds; {full} {self.full:.2f}"
         caption = f"agreements asked for: calibrated on {self.n_select} select rows, with {CONFIDENCE:.0%} confidence"
         if missed := ", ".join(f"{name} {share:.4g}" for name, share in self.unreached):
             caption += f"; which these rows do not show for {missed}"
@@ -125,7 +127,7 @@ def exits_of_run(
     The ramps of each size are kept: a study that was interrupted goes on with the next size.
 
     :param run: a finished run folder of a classification.
-    :param subnets: which sizes; by default every width at full depth.
+    :param subnets: which sizes; by default every width at the largest depth.
     :param agreements: with the full network, shares of the rows; promised for new rows with a confidence of 95 %, see
         `dynabert.exits.fastest_agreeing`.
     :param lr: of the ramps.
@@ -139,7 +141,8 @@ def exits_of_run(
     if not (budget > 0 and lr > 0):
         raise SettingError(f"budget {budget:g} and learning rate {lr:g} must be above 0")
     study = Study(Path(run), budget=budget, device=device, hooks=hooks)
-    sizes = subnets or tuple(study.elastic.grid.at_full_depth())
+    grid = study.elastic.grid
+    sizes = subnets or tuple(SubnetGrid(grid.widths, grid.depths[:1]))
     return _calibrated_to(agreements, study, sizes, partial(_with_ramps, study, lr=lr), RESULT)
 
 
@@ -163,11 +166,11 @@ def cascades_of_run(
     study = Study(Path(run), device=device)
     elastic, grid = study.elastic, study.elastic.grid
     narrowest = (Subnet(min(grid.widths), depth) for depth in grid.depths)
-    sizes = subnets or tuple(size for size in narrowest if elastic.slices(size) != elastic.slices(Subnet()))
+    sizes = subnets or tuple(size for size in narrowest if size != grid.largest)
     if not sizes:
         raise SettingError(f"the grid of {run} has one size; a cascade takes two, so name a smaller one by subnets")
     for size in sizes:
-        Cascade(elastic, (size, Subnet()))  # what is none is said before anything is predicted
+        Cascade(elastic, (size, grid.largest))  # what is none is said before anything is predicted
     return _calibrated_to(agreements, study, sizes, _cascade, CASCADES)
 
 
@@ -185,21 +188,27 @@ def _calibrated_to(
     n_classes(elastic.model.config)
     elastic.to(study.device)
     rows = study.rows(study.plan.training.seed)
-    on_select, full = (predict(elastic.at(Subnet()), part) for part in (rows.select, rows.validation))
+    on_select, full = (predict(elastic.at(elastic.grid.largest), part) for part in (rows.select, rows.validation))
     score = partial(ROW_METRICS[rows.task.primary_metric], labels_of(rows.validation))
     measure = _Measure(elastic, rows.validation, full, score)
     points: list[ExitPoint] = []
     unreached: list[tuple[str, float]] = []
     for subnet in sizes:
         with_exits = exits_of(elastic, subnet)
-        ends_full = elastic.slices(with_exits.last) == elastic.slices(Subnet())
+        ends_full = elastic.slices(with_exits.last) == elastic.slices(elastic.grid.largest)
         found = _calibrated(with_exits, rows.select, agreements, reference=None if ends_full else on_select)
         unreached += [(with_exits.size or subnet.name, share) for share, found_at in found.items() if found_at is None]
         asked = {share: threshold for share, threshold in found.items() if threshold is not None}
         points += [measure.without(subnet), *measure.at(with_exits, asked)]
     task = rows.task
     result = SizeExit(
-        task.name, task.primary_metric, 100 * score(full), len(on_select), tuple(points), tuple(unreached)
+        task=task.name,
+        metric=task.primary_metric,
+        full=100 * score(full),
+        n_select=len(on_select),
+        points=tuple(points),
+        unreached=tuple(unreached),
+        largest=elastic.grid.largest.name,
     )
     study.write(result_file, result.to_dict())
     return result
@@ -252,10 +261,10 @@ class _Measure:
         ]
 
     def _times(self, method: Method) -> dict[str, tuple[float, float]]:
-        return relative_times(method, self.elastic.at(Subnet()), self.rows)
+        return relative_times(method, self.elastic.at(self.elastic.grid.largest), self.rows)
 
     def _point(self, method: Method, name: str, *, size: str, time: tuple[float, float]) -> ExitPoint:
-        answers = method.predict(name, self.rows)
+        answers, elastic = method.predict(name, self.rows), self.elastic
         return ExitPoint(
             subnet=size or Subnet().name,
             asked=None,
@@ -263,14 +272,15 @@ class _Measure:
             metric=100 * self.score(answers.logits),
             agreement=float(np.mean(answers.logits.argmax(1) == self.full.argmax(1))),
             n_layers=float(answers.n_layers.mean()),
-            flops=float(answers.flops.mean()) / encoder_flops(self.elastic.shape, self.elastic.slices(Subnet())),
+            flops=float(answers.flops.mean()) / encoder_flops(elastic.shape, elastic.slices(elastic.grid.largest)),
             time=time,
         )
 
 
 def _cascade(elastic: ElasticModel, subnet: Subnet) -> CascadeMethod:
-    """A size before the full network."""
-    return CascadeMethod(name="cascade", elastic=elastic, sizes=(subnet, Subnet()), rule=RULE, thresholds=())
+    """A size before the largest one."""
+    sizes = (subnet, elastic.grid.largest)
+    return CascadeMethod(name="cascade", elastic=elastic, sizes=sizes, rule=RULE, thresholds=())
 
 
 def _with_ramps(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:

@@ -21,14 +21,16 @@ import torch
 
 from dynabert.baselines.masked import MaskedEncoder, Vocabulary
 from dynabert.baselines.method import ElasticMethod, Method, Spent
+from dynabert.data import fingerprint
 from dynabert.elastic import ElasticModel
+from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import storage_errors, write_json
 from dynabert.folders import remove_folder
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
 from dynabert.loading import has_head, load, load_tokenizer
 from dynabert.measure import labels_of, machine_of, predict
-from dynabert.plan import Plan
+from dynabert.plan import Plan, encoder_digest
 from dynabert.precision import warn_if_emulated
 from dynabert.recipes import Recipe, Stage, recipe_of
 from dynabert.results import Saved, load_result
@@ -89,6 +91,7 @@ class Study:
         warn_if_emulated(self.plan.training.precision, self.device)
         self.recipe = self.plan.recipe if recipe is None else recipe_of(recipe)
         self.task, self._roles = self.saved.roles()
+        self.validation = fingerprint(self._roles.validation)
         self._n_teacher_rows = len(self._roles.train)
         if limit is not None:
             _, self._roles = self.source.load()
@@ -102,6 +105,7 @@ class Study:
         """The folder of the teacher of a seed; trained as the run trained its own, unless that is the run's seed."""
         if seed == self.plan.training.seed:
             return self.run / "teacher"
+        self.start(seed)  # which says if the encoder has changed
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
         return train_teacher(
             self.saved.model,
@@ -198,9 +202,17 @@ class Study:
         return self._elastic(load(self.teacher(seed)))
 
     def start(self, seed: int) -> ElasticModel:
-        """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it."""
+        """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it.
+
+        :raises ModelFileError: it is another encoder by now.
+        """
         plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-        return self._elastic(load_for(self.task, self.saved.model, plan))
+        elastic = self._elastic(load_for(self.task, self.saved.model, plan))
+        if encoder_digest(elastic) != self.saved.encoder:
+            raise ModelFileError(
+                f"{self.saved.model}, of which {self.run} was made, has changed since; bring it back, or train again"
+            )
+        return elastic
 
     def no_masked_phase(self) -> str | None:
         """Why `masked` gives nothing to train with; None where it does."""
@@ -279,3 +291,20 @@ class Study:
     def trial(self, name: str, method: Method, seed: int) -> Trial:
         """What is kept of a trained method."""
         return trial_of(name, method, self.rows(seed), full=self.network(seed).at(Subnet()))
+
+
+def studies_of(runs: Sequence[str | Path], **settings: Any) -> list[Study]:  # noqa: ANN401 (those of `Study`)
+    """The study of each run; of rows of their own, for a mean over rows that count twice would seem too sure.
+
+    :raises SettingError: two runs with the same validation rows.
+    """
+    studies = [Study(Path(run), **settings) for run in runs]
+    known: dict[str, Path] = {}
+    for study in studies:
+        if study.validation in known:
+            raise SettingError(
+                f"{known[study.validation]} and {study.run} have the same validation rows, which would count twice; "
+                "give one of them, and more seeds by --seeds"
+            )
+        known[study.validation] = study.run
+    return studies
