@@ -174,8 +174,10 @@ def test_loading_that_no_size_offers_says_which_would() -> None:
         replace(SWEEP, rows=rows).pick(must_load="transformers")
     with pytest.raises(SettingError, match="known: transformers, dynabert, onnx, openvino"):
         SWEEP.pick(must_load="tensorrt")
-    with pytest.raises(SettingError, match="max_params is not a number"):
+    with pytest.raises(SettingError, match="max_params nan is no finite number"):
         SWEEP.pick(max_params=float("nan"))
+    with pytest.raises(SettingError, match="min_metric inf is no finite number"):
+        SWEEP.pick(min_metric=float("inf"))
 
 
 def test_a_cost_that_was_not_measured_names_what_measures_it() -> None:

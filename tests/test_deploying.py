@@ -42,12 +42,39 @@ def test_pick_answers_from_the_deployed_form(
     asked = ("--batch", "2", "--seq", "16", "--max-latency-ms", f"{limit}", "--max-file-mb", "5")
     assert call(monkeypatch, "pick", str(measured), *form, *asked, "--json") == 0
     assert json.loads(output(capsys))["subnet"] == at.pick(max_latency_ms=limit).subnet
-    assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "onnx") == 0
+    assert call(monkeypatch, "pick", str(measured), *form, "--batch", "2", "--seq", "16", "--must-load", "onnx") == 0
     assert "dynabert export" in (said := output(capsys)) and "--engine onnxruntime --dtype int8" in said
+    assert "--batch 2 --seq 16 --threads 1 --out" in said, "it is timed as it was here"
     assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "dynabert") == 0
     assert "dynabert extract" in (said := output(capsys)) and "are those of onnxruntime int8" in said
     assert call(monkeypatch, "pick", str(measured), *form, "--must-load", "openvino") == 0
     assert "--engine openvino --dtype int8" in (said := output(capsys)) and "are those of onnxruntime int8" in said
+
+
+def test_the_time_of_other_sizes_is_predicted(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = ("--engine", "onnxruntime", "--dtype", "int8")
+    assert call(monkeypatch, "measure", str(measured), *form, "--predict", "w1-d1,h1-n0.5-d0.5", "--json") == 0
+    said = json.loads(output(capsys))
+    assert 0 < said["ms"]["h1-n0.5-d0.5"] <= said["ms"]["w1-d1"] and (said["batch"], said["seq"]) == (1, 8)
+    assert call(monkeypatch, "measure", str(measured), *form, "--predict", "h1-n0.5-d0.5") == 0
+    assert (said := output(capsys)).startswith("h1-n0.5-d0.5: about ") and "left out in turn" in said
+
+
+def test_a_size_of_an_elastic_folder_predicts_as_when_it_is_cut_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = str(tmp_path / "small")
+    assert call(monkeypatch, "extract", str(run), "--subnet", "w0.5-d0.5", "--out", small) == 0
+    output(capsys)
+    said = []
+    for model in ((small,), (str(run / "elastic"), "--subnet", "w0.5-d0.5"), (str(run / "elastic"),)):
+        assert call(monkeypatch, "predict", *model[:1], "a film", *model[1:], "--json") == 0
+        said.append(output(capsys))
+    assert said[0] == said[1] != said[2]
+    assert call(monkeypatch, "predict", small, "--subnet", "w0.5-d0.5", "a film") != 0
+    assert "is one model; leave --subnet out" in capsys.readouterr().err
 
 
 def test_the_card_shows_the_deployed_form(measured: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,7 +181,9 @@ def test_an_export_predicts(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
             "--subnets, or one size, not both",
         ),
         (("export", "RUN", "--subnets", "w1-d1,w0.5-d1", "--out", "x"), "share their weights as onnxruntime fp32"),
-        (("predict", "RUN/elastic", "--subnet", "w1-d1", "film"), "is one model; leave --subnet out"),
+        (("export", "RUN", "--subnet", "w1-d1", "--seq", "9999", "--out", "x"), "too long for this model"),
+        (("measure", "RUN", "--predict", "w0.3-d1", "--engine", "openvino"), "has no sweep-openvino-fp32.json yet"),
+        (("predict", "RUN/elastic", "CSV"), "is a table; give its texts alone"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -166,9 +195,15 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "rows.csv").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").touch()
-    places = {"RUN": str(run), "FILE": str(tmp_path / "file"), "FULL": str(tmp_path / "full")}
+    places = {
+        "RUN": str(run),
+        "FILE": str(tmp_path / "file"),
+        "FULL": str(tmp_path / "full"),
+        "CSV": str(tmp_path / "rows.csv"),
+    }
     filled = []
     for argument in arguments:
         for name, place in places.items():

@@ -20,9 +20,9 @@ from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES
-from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run
+from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run, moved
 from dynabert.run import train, train_teacher
-from dynabert.run_folder import read_metrics
+from dynabert.run_folder import locked, read_metrics
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.sweep import LatencySettings
 
@@ -66,6 +66,36 @@ def test_the_trained_network_has_learned_the_task(finished: Path) -> None:
     sweep = load_sweep(finished)
     assert sweep.context.reference > 0.9
     assert sum(row.metric for row in sweep.rows) / len(sweep.rows) > 0.7  # chance is 0.5
+
+
+def test_rows_that_have_moved_are_read_where_they_are_now(finished: Path, tmp_path: Path) -> None:
+    run, rows = shutil.copytree(finished, tmp_path / "run"), tmp_path / "rows"
+    source = Saved.of(run).source
+    assert source.train and source.validation
+    rows.mkdir()
+    for path in (source.train, source.validation):
+        shutil.copy(path, rows)
+    saved = json.loads((run / "run.json").read_text())
+    gone = {name: f"/gone/{Path(saved['source'][name]).name}" for name in ("train", "validation")}
+    (run / "run.json").write_text(json.dumps({**saved, "source": {**saved["source"], **gone}}))
+    with pytest.raises(DataError, match="elsewhere now: dynabert moved RUN DIR"):
+        measure_run(run, latency=None)
+    with pytest.raises(DataError, match="dynabert moved"):
+        moved(run, tmp_path)
+    moved(run, rows)
+    assert [row.quality for row in measure_run(run, latency=None).rows] == [
+        row.quality for row in load_sweep(finished).rows
+    ]
+    (rows / source.validation.name).write_text((rows / source.validation.name).read_text() + "one more,bad\n")
+    with pytest.raises(DataError, match="have changed since"):
+        moved(run, rows)
+
+
+def test_a_folder_that_is_in_use_is_not_measured(finished: Path) -> None:
+    with locked(finished), pytest.raises(SettingError, match="is in use by"):
+        measure_run(finished, latency=None)
+    with pytest.raises(ModelFileError, match="is not a run folder"):
+        measure_run(finished.parent)
 
 
 def test_measuring_again_gives_the_same_sweep(finished: Path) -> None:

@@ -61,8 +61,8 @@ class Budget:
         if self.must_load is not None and self.must_load not in LOADS:
             raise SettingError(one_of("must_load", self.must_load, LOADS))
         for name, value in self.__dict__.items():
-            if isinstance(value, float) and math.isnan(value):
-                raise SettingError(f"{name} is not a number; leave it out, or give one")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"{name} {value} is no finite number; leave it out, or give one")
 
     @property
     def costs(self) -> dict[CostName, float]:

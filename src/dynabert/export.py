@@ -29,7 +29,7 @@ from dynabert.extraction import check_place
 from dynabert.files import atomic_write_text, write_json
 from dynabert.folders import CARD, publish_folder
 from dynabert.loading import load_tokenizer
-from dynabert.measure import fingerprint_of, labels_of, machine_of, predict
+from dynabert.measure import check_length, fingerprint_of, labels_of, machine_of, predict
 from dynabert.measurement import LatencySettings, listed
 from dynabert.model_files import EXPORT_FILE
 from dynabert.processor import int8_overflows
@@ -159,12 +159,12 @@ def export_sharing(
     from dynabert.engines.sharing import WEIGHTS, write_sharing
 
     with publish_folder(folder) as temporary:
-        write_sharing({subnet.name: elastic.at(subnet).eval() for subnet in subnets}, temporary)
+        files = write_sharing(elastic, subnets, temporary)
         sizes = []
-        for done, subnet in enumerate(subnets):
+        for done, (subnet, file) in enumerate(zip(subnets, files, strict=True)):
             tell(progress, "predict", done, len(subnets))
             making = _Making(elastic, subnet, settings, checks, None)
-            sizes.append(making.described(temporary, f"{subnet.name}.onnx", ()))
+            sizes.append(making.described(temporary, file, ()))
             making.check(sizes[-1])
         tell(progress, "predict", len(subnets), len(subnets))
         shared = n_bytes(temporary / WEIGHTS)
@@ -195,6 +195,7 @@ class _Making:
         checks: Checks,
         progress: Progress | None,
     ) -> None:
+        check_length(elastic.model, settings.latency)
         self.elastic, self.subnet = elastic, subnet
         self.engine = computing_engine(settings.engine, settings.dtype)
         self.settings, self.checks, self.progress = settings, checks, progress

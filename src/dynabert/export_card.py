@@ -11,6 +11,7 @@ from dynabert.card_parts import Origin, bullets, machine_line, origin_lines, tab
 from dynabert.engines import engine_of
 from dynabert.exported import FULL_BITS, SAFE_BITS, Exported, ExportIndex
 from dynabert.files import read_json
+from dynabert.measurement import Agreement
 from dynabert.model_files import EXPORT_FILE
 
 if TYPE_CHECKING:
@@ -118,13 +119,14 @@ def _measured(index: ExportIndex, metric: str) -> str:
 
 def _row(size: Exported) -> tuple[str, ...]:
     parity, timing = size.parity, size.timing
+    agreement = Agreement(is_correlation=parity.negative_flips is None)
     return (
         f"`{size.subnet}`",
         f"{parity.metric:.4f}",
         f"{parity.torch_metric:.4f}",
         f"{parity.difference_low:.4f} to {parity.difference_high:.4f}",
-        f"{100 * parity.same_size:.1f} %",
-        f"{100 * parity.agreement:.1f} %",
+        agreement.text(parity.same_size),
+        agreement.text(parity.agreement),
         "" if parity.negative_flips is None else f"{100 * parity.negative_flips:.1f} %",
         f"{size.file_bytes / 1e6:.2f}",
         f"{timing.median_ms:.2f}",

@@ -1,6 +1,7 @@
 """A sweep file that grows: rows of further sizes beside those that were measured in the same way. No torch."""
 
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,5 +78,5 @@ def measure_command(out: StrPath, latency: LatencySettings | None, *, subnets: s
 
     :param subnets: sizes, by commas; without, the whole grid.
     """
-    words = ("dynabert measure", str(out), f"--subnets {subnets}" if subnets else "", options_of(latency))
+    words = ("dynabert measure", shlex.quote(str(out)), f"--subnets {subnets}" if subnets else "", options_of(latency))
     return " ".join(filter(None, words))

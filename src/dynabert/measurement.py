@@ -117,6 +117,29 @@ class Machine:
         )
 
 
+CORRELATION = "pearson"
+"""The main metric of regressions."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How `Quality.agreement` is written: as a share of the rows, or of a regression as a correlation."""
+
+    is_correlation: bool
+
+    @property
+    def name(self) -> str:
+        """What a column of it is called."""
+        return "correlation" if self.is_correlation else "agreement"
+
+    def text(self, value: float, unit: str = " %") -> str:
+        """A value.
+
+        :param unit: after a share.
+        """
+        return f"{value:.3f}" if self.is_correlation else f"{100 * value:.1f}{unit}"
+
+
 @dataclass(frozen=True)
 class Context:
     """What all rows of a Sweep have in common.
@@ -142,6 +165,11 @@ class Context:
     date: str
     fingerprint: str
     seq_len: int = 128
+
+    @property
+    def agreement(self) -> Agreement:
+        """How the agreement of its rows is written."""
+        return Agreement(is_correlation=self.metric == CORRELATION)
 
     def differences(self, other: "Context") -> tuple[str, ...]:
         """In what it differs from another one, so that rows of both are not to be compared.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dynabert.card_parts import HERE, Origin, bullets, header_of, linked, machine_line, origin_lines, signed, table
 from dynabert.description import Description
 from dynabert.families import Family
-from dynabert.measurement import Measurement
+from dynabert.measurement import Agreement, Measurement
 from dynabert.modeling import LOADERS, is_stock
 from dynabert.subnet import EncoderShape, LayerSlice, Subnet, encoder_flops
 from dynabert.sweep import Sweep
@@ -65,6 +65,7 @@ def elastic_card(
     sweep: Sweep | None = None,
     deployed: Sequence[Sweep] = (),
     origin: Origin | None = None,
+    split: str = "validation",
 ) -> str:
     """The card of an elastic model.
 
@@ -74,8 +75,9 @@ def elastic_card(
     :param sweep: what was measured of it.
     :param deployed: what was measured of its sizes in the forms in which engines run them.
     :param origin: what it was made from.
+    :param split: of the data set, that it was measured on.
     """
-    data = _elastic_data(family, sweep, origin)
+    data = _elastic_data(family, sweep, origin, split)
     shape = described.shape
     body = [
         f"# {data.model_name}",
@@ -95,11 +97,11 @@ def elastic_card(
     return signed(data, body)
 
 
-def _elastic_data(family: Family, sweep: Sweep | None, origin: Origin | None) -> "ModelCardData":
+def _elastic_data(family: Family, sweep: Sweep | None, origin: Origin | None, split: str) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     name = f"dynabert-{family.model_type}" + (f"-{origin.task}" if origin else "")
-    results = [] if sweep is None else [value for row in sweep.rows for value in _results(row, sweep, origin)]
+    results = [] if sweep is None else [value for row in sweep.rows for value in _results(row, sweep, origin, split)]
     return ModelCardData(
         language=origin.language if origin else None,
         library_name="transformers",
@@ -113,7 +115,7 @@ def _elastic_data(family: Family, sweep: Sweep | None, origin: Origin | None) ->
     )
 
 
-def _results(row: Measurement, sweep: Sweep, origin: Origin | None) -> "list[EvalResult]":
+def _results(row: Measurement, sweep: Sweep, origin: Origin | None, split: str) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     context = sweep.context
@@ -125,7 +127,7 @@ def _results(row: Measurement, sweep: Sweep, origin: Origin | None) -> "list[Eva
             dataset_type=on_hub or context.task,
             dataset_name=context.task,
             dataset_config=context.task if on_hub else None,
-            dataset_split="validation",
+            dataset_split=split,
             metric_type=_HUB_METRICS.get(name, name),
             metric_name=f"{name} of {row.subnet}",
             metric_value=round(value, 6),
@@ -144,13 +146,14 @@ def _sizes(described: Description, sweep: Sweep | None) -> str:
         ]
         return table(("size", "layers", "once cut out, loads with"), lines) + "\n\nNothing was measured."
     context, latency = sweep.context, sweep.context.latency
-    head = ["size", "layers", context.metric, "95 %", "agreement", "M parameters", "GFLOPs"]
+    agreement = context.agreement
+    head = ["size", "layers", context.metric, "95 %", agreement.name, "M parameters", "GFLOPs"]
     head += (["ms"] if latency else []) + ["once cut out, loads with"]
     text = (
-        f"{table(head, [_size(row, timed=latency is not None) for row in sweep.rows])}\n\n"
+        f"{table(head, [_size(row, agreement, timed=latency is not None) for row in sweep.rows])}\n\n"
         f"On {context.n_rows:,} validation rows of {context.task}, which training never saw; 95 % bootstrap intervals "
-        f"over rows. Agreement: with the teacher, whose {context.metric} is {context.reference:.4f}. FLOPs: of the "
-        f"encoder, at {context.seq_len} tokens."
+        f"over rows. {agreement.name.capitalize()}: with the teacher, whose {context.metric} is "
+        f"{context.reference:.4f}. FLOPs: of the encoder, at {context.seq_len} tokens."
     )
     if latency is not None:
         text += (
@@ -160,14 +163,14 @@ def _sizes(described: Description, sweep: Sweep | None) -> str:
     return text
 
 
-def _size(row: Measurement, *, timed: bool) -> tuple[str, ...]:
+def _size(row: Measurement, agreement: Agreement, *, timed: bool) -> tuple[str, ...]:
     quality, cost = row.quality, row.cost
     return (
         f"`{row.subnet}`",
         f"{row.n_layers:.3g} of {row.of_layers}",
         f"{row.metric:.4f}",
         f"{quality.metric_low:.3f} to {quality.metric_high:.3f}",
-        f"{100 * quality.agreement:.1f} %",
+        agreement.text(quality.agreement),
         f"{cost.n_params / 1e6:.2f}",
         f"{cost.flops / 1e9:.2f}",
         *((("-" if cost.latency_ms is None else f"{cost.latency_ms:.2f}"),) if timed else ()),
@@ -183,17 +186,18 @@ def _deployed(sweep: Sweep) -> str:
         (
             f"`{row.subnet}`",
             f"{row.metric:.4f}",
-            f"{100 * row.quality.agreement:.1f} %",
+            context.agreement.text(row.quality.agreement),
             *("-" if size is None else f"{size / 1e6:.1f}" for size in (row.cost.file_bytes, row.cost.peak_bytes)),
             *(f"{timing.median_ms:.2f}" for timing in row.cost.timings),
         )
         for row in sweep.rows
     ]
-    head = ["size", context.metric, "agreement", "file, MB", "memory, MB", *shapes]
+    head = ["size", context.metric, context.agreement.name, "file, MB", "memory, MB", *shapes]
     return (
-        f"In {latency.dtype}, run by {context.machine.engine} on {machine_line(context.machine)}; metric and agreement "
-        f"are those of the written files, on the same {context.n_rows:,} rows. Memory: what running one at the largest "
-        f"shape adds to a process. Milliseconds: medians of {latency.repeats} calls of so many sequences x tokens.\n\n"
+        f"In {latency.dtype}, run by {context.machine.engine} on {machine_line(context.machine)}; metric and "
+        f"{context.agreement.name} are those of the written files, on the same {context.n_rows:,} rows. Memory: what "
+        f"running one at the largest shape adds to a process. Milliseconds: medians of {latency.repeats} calls of so "
+        f"many sequences x tokens.\n\n"
         f"{table(head, lines)}"
     )
 

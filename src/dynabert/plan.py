@@ -6,7 +6,7 @@ Two runs with the same fingerprint have the same result; it is what a run folder
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,6 +62,13 @@ class Source:
         return load_files(
             self.train, self.validation, text=self.text, text_pair=self.text_pair, label=self.label, limit=self.limit
         )
+
+    def moved_to(self, folder: Path) -> "Source":
+        """The same rows in another folder: the files of a task, or those of one's own by the names that they had."""
+        if self.task is not None:
+            return replace(self, folder=folder)
+        assert self.train and self.validation, "checked on construction"
+        return replace(self, train=folder / self.train.name, validation=folder / self.validation.name)
 
     def to_json(self) -> dict[str, str | int | None]:
         """Plain values, paths absolute, so that the run can be measured from any folder."""

@@ -14,6 +14,7 @@ from dynabert.errors import DataError, ModelFileError, SettingError
 from dynabert.exported import ExportIndex, fetch_export, open_export
 from dynabert.loading import load, load_tokenizer
 from dynabert.measure import threads
+from dynabert.model_files import ELASTIC, resolve
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ class _Runnable:
 
 
 def _model(folder: str | Path, subnet: str | None, n_threads: int | None) -> _Runnable:
-    if subnet is not None:
-        raise SettingError(f"{folder} is one model; leave --subnet out, or give a folder of `dynabert export`")
-    model = load(folder, head=None)
+    if subnet is not None and not (resolve(folder) / ELASTIC).exists():
+        raise SettingError(f"{folder} is one model; leave --subnet out, or give an elastic or exported folder")
+    model = load(folder, head=None, subnet=subnet)
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ModelFileError(f"{folder} has no classification head; give a fine-tuned or an extracted model")
 

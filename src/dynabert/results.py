@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,10 @@ from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, longest_input
 from dynabert.engines import computing_engine, engine_of
 from dynabert.engines.torch_engine import TorchSession
-from dynabert.errors import DataError, ModelFileError, SettingError
+from dynabert.errors import DataError, ModelFileError, SettingError, StorageError
 from dynabert.exported import Parity
 from dynabert.extraction import Extracted, check_place, extract_folder
-from dynabert.files import read_json
+from dynabert.files import read_json, write_json
 from dynabert.folders import CARD, verify_manifest
 from dynabert.job import Prepared, pick_device
 from dynabert.joining import Fingerprint, joined, measure_command
@@ -32,7 +33,7 @@ from dynabert.model_files import CONFIG
 from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
 from dynabert.run_card import origin_of, refresh_card, write_card
-from dynabert.run_folder import RUN_FILE
+from dynabert.run_folder import RUN_FILE, locked
 from dynabert.subnet import Subnet
 from dynabert.sweep import ENGINE_DTYPES, Sweep
 from dynabert.tasks import Task
@@ -76,13 +77,31 @@ def measure_run(
     """
     out, device = Path(out), pick_device(device)
     subnets = None if subnets is None else tuple(dict.fromkeys(subnets))
-    elastic = load_result(out)
+    run_file(out)
+    with locked(out) if keep else nullcontext():  # a folder that cannot be written is said before anything is measured
+        elastic = load_result(out)
+        prepared, sweep = _measured(out, elastic, subnets, latency, progress, device)
+        if keep:
+            _keep(out, sweep, partial(fingerprint_of, elastic, rows=tuple(prepared.validation)), whole=subnets is None)
+    return sweep
+
+
+def _measured(
+    out: Path,
+    elastic: ElasticModel,
+    subnets: tuple[Subnet, ...] | None,
+    latency: LatencySettings | None,
+    progress: Progress | None,
+    device: str,
+) -> tuple[Prepared, Sweep]:
+    """The rows of a run, and its sizes measured on them; the parameters are those of `measure_run`."""
     if latency is not None:
         check_length(elastic.model, latency)
         if (latency.engine, latency.dtype) != PLAIN:
             computing_engine(latency.engine, latency.dtype)  # what cannot be computed is said before the predictions
     prepared = Saved.of(out).rows(load_tokenizer(out / "elastic"))
     teacher = load_teacher(out, elastic)
+    teacher.to(device)
     if latency is None or (latency.engine, latency.dtype) == PLAIN:
         elastic.to(device)
         sweep = beside_teacher(teacher, elastic, prepared, subnets=subnets, latency=latency, progress=progress)
@@ -97,9 +116,7 @@ def measure_run(
             calibration=prepared.select,
             progress=progress,
         )
-    if keep:
-        _keep(out, sweep, partial(fingerprint_of, elastic, rows=tuple(prepared.validation)), whole=subnets is None)
-    return sweep
+    return prepared, sweep
 
 
 def _keep(out: Path, sweep: Sweep, fingerprint: Fingerprint, *, whole: bool) -> None:
@@ -112,10 +129,9 @@ def _keep(out: Path, sweep: Sweep, fingerprint: Fingerprint, *, whole: bool) -> 
         filed.to_json(path)
         try:
             own = filed if is_plain else _sweep_if_any(out)
-        except ModelFileError as error:
-            log.warning("the card stays as it is: %s", error)
-        else:
             refresh_card(out, own, deployed_of(out, own))
+        except (ModelFileError, StorageError) as error:
+            log.warning("the card stays as it is: %s", error)
 
 
 def command_to_add(out: str | Path, subnet: str, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]) -> str:
@@ -186,9 +202,12 @@ class Saved:
     def roles(self) -> tuple[Task, Roles]:
         """The task and the rows of the run, loaded from where it had them.
 
-        :raises DataError: they have changed since.
+        :raises DataError: they have changed since, or are not there.
         """
-        task, roles = self.source.load()
+        try:
+            task, roles = self.source.load()
+        except DataError as error:
+            raise DataError(f"{error}; rows of a run that are elsewhere now: dynabert moved RUN DIR") from error
         if roles.fingerprint != self.data:
             raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
         return task, roles
@@ -199,6 +218,21 @@ class Saved:
         :raises DataError: they have changed since.
         """
         return Prepared.of(*self.roles(), tokenizer, self.plan)
+
+
+def moved(out: str | Path, folder: str | Path) -> Source:
+    """Take note of where the rows of a run are now: on another machine, say.
+
+    :param folder: that holds the files of its task, or its own files by the names that they had.
+    :raises DataError: there are no such rows, or others than those of the run.
+    """
+    out = Path(out)
+    saved = Saved.of(out)
+    source = saved.source.moved_to(Path(folder))
+    replace(saved, source=source).roles()
+    with locked(out):
+        write_json(run_file(out), {**read_json(run_file(out)), "source": source.to_json()})
+    return source
 
 
 def run_file(out: Path) -> Path:

@@ -13,6 +13,7 @@ from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import StrPath, read_json, write_json
 from dynabert.measurement import (
     ENGINE_DTYPES,
+    Agreement,
     Context,
     Cost,
     LatencySettings,
@@ -201,11 +202,13 @@ class Sweep:
             caption += f", {machine.n_threads} threads, median of {latency.repeats}"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("Subnet")
-        headers = ("layers", context.metric, "95 %", "kept %", "agreement %", "params M", "GFLOPs", "latency ms")
+        agreement = context.agreement
+        told = agreement.name if agreement.is_correlation else f"{agreement.name} %"
+        headers = ("layers", context.metric, "95 %", "kept %", told, "params M", "GFLOPs", "latency ms")
         for header in headers:
             table.add_column(header, justify="right", no_wrap=True)
         for row in self.rows:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, agreement))
         return table
 
     def to_cost_tables(self) -> "list[Table]":
@@ -277,7 +280,7 @@ def plain_text(table: "Table") -> str:
     return captured.get()
 
 
-def _cells(row: Measurement) -> tuple[str, ...]:
+def _cells(row: Measurement, agreement: Agreement) -> tuple[str, ...]:
     quality, cost = row.quality, row.cost
     return (
         row.subnet,
@@ -285,7 +288,7 @@ def _cells(row: Measurement) -> tuple[str, ...]:
         f"{row.metric:.4f}",
         f"{quality.metric_low:.3f} to {quality.metric_high:.3f}",
         "-" if quality.kept is None else f"{100 * quality.kept:.1f}",
-        f"{100 * quality.agreement:.1f}",
+        agreement.text(quality.agreement, ""),
         f"{cost.n_params / 1e6:.1f}",
         f"{cost.flops / 1e9:.2f}",
         "-" if cost.latency_ms is None else f"{cost.latency_ms:.2f}",

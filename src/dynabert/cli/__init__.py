@@ -41,6 +41,7 @@ for verb in (
     studying.ablate,
     studying.exits,
     studying.attention,
+    training.moved,
     training.demo,
 ):
     app.command()(verb)

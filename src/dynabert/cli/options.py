@@ -101,6 +101,8 @@ def lines_of(texts: list[str]) -> Iterator[str]:
         raise SettingError(f"{next(filter(_is_file, texts))} is a file; give one file alone, or texts")
     if len(texts) == 1 and Path(texts[0]).suffix in (".txt", ".tsv", ".csv", ".jsonl") and not _is_file(texts[0]):
         raise SettingError(f"there is no file {texts[0]}; check its path; a text that looks like one goes to stdin")
+    if len(texts) == 1 and Path(texts[0]).suffix in (".csv", ".jsonl", ".parquet") and _is_file(texts[0]):
+        raise SettingError(f"{texts[0]} is a table; give its texts alone, one a line, in a .txt file or to stdin")
     if texts == ["-"]:
         yield from sys.stdin
     elif len(texts) == 1 and _is_file(texts[0]):

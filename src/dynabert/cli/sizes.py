@@ -1,6 +1,8 @@
 """The commands that use a finished run: measure, choose, cut, predict, report."""
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,8 @@ from dynabert.errors import SettingError
 if TYPE_CHECKING:
     from dynabert.exported import Exported, Parity
     from dynabert.measurement import Timing
-    from dynabert.sweep import Sweep
+    from dynabert.subnet import Subnet
+    from dynabert.sweep import LatencySettings, Sweep
 
 from dynabert.cli.options import (
     Depth,
@@ -30,6 +33,7 @@ from dynabert.cli.options import (
     print_sweep,
     sizes_of,
     subnet_of,
+    subnets_of,
 )
 
 
@@ -46,6 +50,12 @@ def measure(
     repeats: Annotated[int, typer.Option(help="Timed calls of each size, interleaved; the median counts.")] = 20,
     threads: Threads = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    predict: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: milliseconds that these sizes, by commas, would take, by what was measured of the grid."
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -61,6 +71,9 @@ def measure(
     from dynabert.results import PLAIN, latency_model_of, measure_run
     from dynabert.sweep import LatencySettings
 
+    if predict is not None:
+        _predicted(run, subnets_of(predict), engine, dtype, as_json=as_json)
+        return
     given = (subnets, subnet, width, depth)
     chosen = None if given == (None, None, None, None) else sizes_of(*given)
     if (engine, dtype) != PLAIN and (not latency or device not in (None, "cpu")):
@@ -74,6 +87,20 @@ def measure(
     print_sweep(sweep, as_json=as_json)
     if chosen is None and latency and not as_json and len(sweep.rows) >= FEWEST:
         typer.echo(latency_model_of(run, sweep).describe())
+
+
+def _predicted(run: Path, sizes: "Sequence[Subnet]", engine: str, dtype: str, *, as_json: bool) -> None:
+    """Print the milliseconds that sizes would take."""
+    from dynabert.results import latency_model_of, load_sweep
+
+    model = latency_model_of(run, load_sweep(run, engine=engine, dtype=dtype))
+    times = {size.name: model.ms(size.slices(model.encoder)) for size in sizes}
+    if as_json:
+        print_json({"batch": model.batch, "seq": model.seq, "error": model.error, "worst": model.worst, "ms": times})
+        return
+    for name, ms in times.items():
+        typer.echo(f"{name}: about {ms:.2f} ms")
+    typer.echo(model.describe())
 
 
 def pick(
@@ -130,26 +157,48 @@ def pick(
     if row.cost.latency_ms is not None:
         cost += f", {row.cost.latency_ms:.2f} ms"
     typer.echo(f"{row.subnet}: metric {row.metric:.4f}, {row.n_layers:.3g} of {row.of_layers} layers, {cost}")
-    typer.echo(_next_step(run, row.subnet, engine, dtype, must_load=must_load))
+    typer.echo(_next_step(run, row.subnet, engine, dtype, latency=sweep.context.latency, must_load=must_load))
 
 
-def _next_step(run: Path, subnet: str, engine: str, dtype: str, *, must_load: str | None = None) -> str:
-    """How to get a chosen size in the form that it was measured in, or must load with."""
+def _next_step(
+    run: Path,
+    subnet: str,
+    engine: str,
+    dtype: str,
+    *,
+    latency: "LatencySettings | None" = None,
+    must_load: str | None = None,
+) -> str:
+    """How to get a chosen size in the form that it was measured in, or must load with.
+
+    :param latency: how it was timed, so that its export is timed alike.
+    """
     from dynabert.results import PLAIN
     from dynabert.sweep import ENGINE_DTYPES
 
+    run_name = shlex.quote(str(run))
     wanted = {"onnx": "onnxruntime", "openvino": "openvino"}.get(must_load or "", engine)
     if must_load in ("transformers", "dynabert") or (wanted, dtype) == PLAIN:
-        step, form = f"cut it out: dynabert extract {run} --subnet {subnet} --out small/", PLAIN
+        step, form = f"cut it out: dynabert extract {run_name} --subnet {subnet} --out small/", PLAIN
     else:
         form = (wanted, dtype if dtype in ENGINE_DTYPES[wanted] else "fp32")
-        step = f"write it: dynabert export {run} --subnet {subnet} --engine {form[0]} --dtype {form[1]} --out deploy/"
+        how = f"--engine {form[0]} --dtype {form[1]}{_timed_alike(latency)}"
+        step = f"write it: dynabert export {run_name} --subnet {subnet} {how} --out deploy/"
     if form == (engine, dtype):
         return step
     return (
         f"{step}\nmetric and costs above are those of {engine} {dtype}; "
-        f"for its own: dynabert measure {run} --engine {form[0]} --dtype {form[1]}"
+        f"for its own: dynabert measure {run_name} --engine {form[0]} --dtype {form[1]}"
     )
+
+
+def _timed_alike(latency: "LatencySettings | None") -> str:
+    """The options of an export that times it as it was measured; those that are as usual left out."""
+    if latency is None:
+        return ""
+    batch, seq = latency.shapes[0]
+    options = {"batch": (batch, 1), "seq": (seq, 128), "threads": (latency.n_threads, None)}
+    return "".join(f" --{name} {value}" for name, (value, usual) in options.items() if value != usual)
 
 
 def export(
@@ -217,8 +266,13 @@ def _describe_parity(parity: "Parity", timing: "Timing", *, beside: str = "PyTor
         f"metric {parity.metric:.4f} on {parity.n_rows} rows; in {beside} {parity.torch_metric:.4f} (difference, 95 %: "
         f"{parity.difference_low:.4f} to {parity.difference_high:.4f}), the full network {parity.full_metric:.4f}"
     )
-    flips = "" if parity.negative_flips is None else f", wrong where it is right {parity.negative_flips:.1%}"
-    typer.echo(f"agrees with {beside} {parity.same_size:.1%}, with the full network {parity.agreement:.1%}{flips}")
+    if parity.negative_flips is None:
+        typer.echo(f"correlation with {beside} {parity.same_size:.4f}, with the full network {parity.agreement:.4f}")
+    else:
+        typer.echo(
+            f"agrees with {beside} {parity.same_size:.1%}, with the full network {parity.agreement:.1%}, "
+            f"wrong where it is right {parity.negative_flips:.1%}"
+        )
     typer.echo(f"largest difference of a logit {parity.max_difference:.2g}")
     typer.echo(f"{timing.batch} x {timing.seq} tokens: {timing.median_ms:.2f} ms, 95 % within {timing.p95_ms:.2f} ms")
 
@@ -274,7 +328,8 @@ def search(
     else:
         typer.echo(result.table(), nl=False)
         typer.echo(f"have pick know it: {command_to_add(run, result.found.subnet, engine=engine, dtype=dtype)}")
-        typer.echo(_next_step(run, result.found.subnet, engine, dtype))
+        timed = None if sweep is None else sweep.context.latency
+        typer.echo(_next_step(run, result.found.subnet, engine, dtype, latency=timed))
 
 
 def _times(run: Path, engine: str, dtype: str, shape: tuple[int | None, int | None], *, any_machine: bool) -> "Sweep":
@@ -336,7 +391,9 @@ def predict(
         list[str] | None,
         typer.Argument(help="Texts, or one file of them; a pair is separated by a tab. - or none: stdin."),
     ] = None,
-    subnet: Annotated[str | None, typer.Option(help="Which size, where an exported folder has several.")] = None,
+    subnet: Annotated[
+        str | None, typer.Option(help="Which size, of an elastic folder or one with several exports.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

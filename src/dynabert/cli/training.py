@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dynabert.recipes import ScheduleKind, Stage
     from dynabert.sweep import LatencySettings
 
-from dynabert.cli.options import Device, Json, Limit, latency_of, numbers_of, print_json, print_sweep
+from dynabert.cli.options import Device, Json, Limit, Run, latency_of, numbers_of, print_json, print_sweep
 
 
 def train(
@@ -118,6 +118,25 @@ def train(
         track=track or (),
         force_resume=force_resume,
     )
+
+
+def moved(
+    run: Run,
+    data: Annotated[Path, typer.Argument(help="The folder that holds its rows now.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Tell a run where its rows are, on another machine say; they must be the ones that it was made from.
+
+    DATA holds the files of its task, or its own files by the names that they had. Measuring, exporting, searching and
+    studies read them.
+    """
+    from dynabert.results import moved as note
+
+    source = note(run, data)
+    if as_json:
+        print_json({"run": str(run), "source": source.to_json()})
+    else:
+        typer.echo(f"the rows of {run} are those of {data}")
 
 
 def demo(

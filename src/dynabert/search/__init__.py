@@ -118,7 +118,7 @@ def search_run(
     result = _measured(elastic, prepared, chosen, found, budget=budget, space=space, seconds=seconds)
     if timed is not None:
         store.save(found, n=n, seconds=seconds)  # the engine may fail
-        result = replace(result, latency=_checked(run, timed, result, progress=progress, device=device))
+        result = replace(result, latency=_checked(run, timed, result, progress=progress))
     store.save(found, n=n, seconds=seconds, result=result.to_dict())
     return result
 
@@ -132,10 +132,10 @@ def _timed(budget: CostLimit, sweep: Sweep | None, elastic: ElasticModel) -> Tim
     return Timed.of(sweep, elastic)
 
 
-def _checked(run: Path, timed: Timed, result: SearchResult, *, progress: Progress | None, device: str) -> LatencyCheck:
+def _checked(run: Path, timed: Timed, result: SearchResult, *, progress: Progress | None) -> LatencyCheck:
     """The grid's best and what was found, measured as they are deployed."""
     chosen = {row.how: (row.subnet, row.cost) for row in result.standings if row.how == UNIFORM or row == result.found}
-    return check_latency(run, timed, chosen, limit=result.limit, progress=progress, device=device)
+    return check_latency(run, timed, chosen, limit=result.limit, progress=progress)
 
 
 def space_of(elastic: ElasticModel, budget: CostLimit, timed: Timed | None = None) -> Space:

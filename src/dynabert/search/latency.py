@@ -28,11 +28,13 @@ class Timed:
 
     :param settings: how they were measured, at one batch and length; the number of threads is a number.
     :param ms: by the name of the size.
+    :param device: cpu or cuda.
     """
 
     settings: LatencySettings
     ms: Mapping[str, float]
     model: LatencyModel
+    device: str = "cpu"
 
     @classmethod
     def of(cls, sweep: Sweep, elastic: ElasticModel) -> "Timed":
@@ -45,7 +47,8 @@ class Timed:
         assert latency is not None, "the fit has refused it"
         n_threads = latency.n_threads or sweep.context.machine.n_threads
         settings = replace(latency, batch=latency.batch[:1], seq=latency.seq[:1], n_threads=n_threads)
-        return cls(settings, {row.subnet: float(row.cost.latency_ms or 0) for row in sweep.rows}, model)
+        ms = {row.subnet: float(row.cost.latency_ms or 0) for row in sweep.rows}
+        return cls(settings, ms, model, "cpu" if sweep.context.machine.device == "cpu" else "cuda")
 
     @property
     def form(self) -> str:
@@ -187,16 +190,17 @@ def check_latency(
     *,
     limit: float,
     progress: Progress | None,
-    device: str,
 ) -> LatencyCheck:
-    """Measure sizes as they are deployed, by turns.
+    """Measure sizes as they are deployed, by turns, on the device on which the grid was.
 
     :param run: the run folder.
     :param chosen: by how each was chosen: its name, and its predicted milliseconds. What was found comes last.
     :param limit: milliseconds at most.
     """
     subnets = tuple(dict.fromkeys(Subnet.parse(name) for name, _ in chosen.values()))
-    sweep = measure_run(run, subnets=subnets, latency=timed.settings, keep=False, progress=progress, device=device)
+    sweep = measure_run(
+        run, subnets=subnets, latency=timed.settings, keep=False, progress=progress, device=timed.device
+    )
     rows = {row.subnet: row for row in sweep.rows}
     sizes = []
     for how, (name, predicted) in chosen.items():
