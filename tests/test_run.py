@@ -4,13 +4,16 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_job import small_plan, write_job
 
+from dynabert import job as job_module
 from dynabert import run as run_module
-from dynabert.batches import Batch
+from dynabert.batches import Batch, Encoded
+from dynabert.data import Rows
 from dynabert.distill import StageRun
 from dynabert.elastic import ElasticModel
 from dynabert.errors import DataError, ModelFileError, SettingError, Stopped
@@ -20,7 +23,7 @@ from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES
-from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run, moved
+from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run, moved, rows_of
 from dynabert.run import train, train_teacher
 from dynabert.run_folder import locked, read_metrics
 from dynabert.subnet import Subnet, SubnetGrid
@@ -89,6 +92,22 @@ def test_rows_that_have_moved_are_read_where_they_are_now(finished: Path, tmp_pa
     (rows / source.validation.name).write_text((rows / source.validation.name).read_text() + "one more,bad\n")
     with pytest.raises(DataError, match="have changed since"):
         moved(run, rows)
+
+
+def test_what_does_without_training_rows_does_not_tokenize_them(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    encoded = job_module.encode
+
+    def counted(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
+        counts.append(len(rows))
+        return encoded(tokenizer, rows, max_length)
+
+    monkeypatch.setattr(job_module, "encode", counted)
+    rows, (_, roles) = rows_of(finished), Saved.of(finished).roles()
+    assert counts == [len(roles.select), len(roles.validation)]
+    assert len(rows.train) > 0 and counts[2:] == [len(roles.train)]
 
 
 def test_a_folder_that_is_in_use_is_not_measured(finished: Path) -> None:

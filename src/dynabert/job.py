@@ -1,7 +1,9 @@
 """What a run works with, loaded and checked before anything is written: encoder, rows, batches, teacher."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,36 +31,45 @@ log = logging.getLogger("dynabert")
 class Prepared:
     """What a run works with: the task, its tokenizer, and the batches of each role.
 
-    Those of `train` are this rank's; those of the held-out roles are the same on every rank.
+    Those of the held-out roles are the same on every rank.
+
+    :param make_train: of the training rows, which most that is done with a finished run does without.
     """
 
     task: Task
     tokenizer: "PreTrainedTokenizerBase"
-    train: Batches
+    make_train: Callable[[], Batches]
     select: Batches
     validation: Batches
+
+    @cached_property
+    def train(self) -> Batches:
+        """This rank's batches of the training rows, tokenized when they are first asked for."""
+        return self.make_train()
 
     @classmethod
     def of(
         cls, task: Task, roles: Roles, tokenizer: "PreTrainedTokenizerBase", plan: Plan, *, world: World = ALONE
     ) -> "Prepared":
-        """Tokenize each role once."""
+        """Tokenize each role once, the training rows when they are asked for."""
         batching, seed, pad_id = plan.batching, plan.training.seed, tokenizer.pad_token_id
 
         def held_out(rows: Rows) -> Batches:
             encoded = encode(tokenizer, rows, batching.max_length)
             return Batches(encoded, batch_size=EVALUATION_BATCH, seed=seed, pad_id=pad_id, shuffle=False)
 
-        train = Batches(
-            encode(tokenizer, roles.train, batching.max_length),
-            batch_size=batching.batch_size,
-            max_tokens=batching.max_tokens,
-            seed=seed,
-            pad_id=pad_id,
-            rank=world.rank,
-            world=world.size,
-            accumulate=batching.accumulate,
-        )
+        def train() -> Batches:
+            return Batches(
+                encode(tokenizer, roles.train, batching.max_length),
+                batch_size=batching.batch_size,
+                max_tokens=batching.max_tokens,
+                seed=seed,
+                pad_id=pad_id,
+                rank=world.rank,
+                world=world.size,
+                accumulate=batching.accumulate,
+            )
+
         return cls(task, tokenizer, train, held_out(roles.select), held_out(roles.validation))
 
 
@@ -93,7 +104,9 @@ def prepare(
     # Saved with the results, so that whoever predicts with them cuts long texts where training did.
     tokenizer.model_max_length = min(tokenizer.model_max_length, plan.batching.max_length)
     _check_lengths(elastic, plan, latency)
-    return Job(plan, elastic, roles, Prepared.of(task, roles, tokenizer, plan, world=world))
+    prepared = Prepared.of(task, roles, tokenizer, plan, world=world)
+    _ = prepared.train  # rows that make no batches are said before anything is written
+    return Job(plan, elastic, roles, prepared)
 
 
 def _has_head(model: str | Path, task: Task) -> bool:
