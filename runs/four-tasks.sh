@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MiniLM on SST-2 (10,000 rows), CoLA, RTE and TREC: the runs that the studies compare with.
 #   runs/four-tasks.sh [options of dynabert train]      trains runs/four/{sst2,cola,rte,trec}
-# By the default recipe, four epochs: about what two epochs a stage cost by the two-stage recipe. Studies measure their
+# By the default recipe, four epochs: what one epoch of each stage costs by the two-stage recipe. Studies measure their
 # budgets by it, and a comparison at the whole budget takes the run itself for DynaBERT's training.
 # TASKS="sst2 mnli": others, ROWS=0: all rows of SST-2, MNLI and QNLI, RUNS=DIR: elsewhere, MODEL=NAME: another encoder.
 # SEEDS="42 43 44": runs/four/sst2-43 and so on beside it, from the teacher of the first seed.
