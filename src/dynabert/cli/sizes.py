@@ -62,7 +62,8 @@ def measure(
     """Measure every size of a run on the validation rows: metric, parameters, FLOPs, agreement, latency.
 
     With --engine and --dtype it is the deployed form that is measured, its metric, file size and memory included:
-    openvino (fp32, bf16, int8), onnxruntime (fp32, int8, int8-static), torch and torch-compile (fp32, bf16).
+    openvino (fp32, bf16, int8), onnxruntime (fp32, int8, int8-static), torch (bf16), torch-compile (fp32, bf16). The
+    usual form, torch in fp32, is measured in memory and has neither file size nor memory.
     Without --subnet, --subnets, --width and --depth the whole grid. The result goes to RUN/sweep.json (or
     RUN/sweep-ENGINE-DTYPE.json), beside other sizes that were measured in the same way: pick chooses from all of them.
     """
