@@ -187,6 +187,13 @@ def test_adjusted_changes_epochs_and_rates_and_adds_a_last_stage():
         paper.adjusted(epochs=0)
 
 
+def test_another_rate_keeps_the_ratios_of_the_stages():
+    ending = RECIPES["default"].adjusted(finetune=1)
+    assert [stage.lr for stage in ending.stages] == [1e-4, 2e-5] and ending.lr == 1e-4
+    assert ending.at_lr(ending.lr) == ending
+    assert [stage.lr for stage in ending.at_lr(3e-4).stages] == pytest.approx([3e-4, 6e-5])
+
+
 def test_recipes_by_name():
     assert all(recipe_of(name) is recipe and recipe.name == name for name, recipe in RECIPES.items())
     assert isinstance(recipe_of("default"), Recipe)

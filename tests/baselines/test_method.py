@@ -13,7 +13,7 @@ from dynabert.baselines.method import Spent
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel, count_params
 from dynabert.errors import SettingError
-from dynabert.exits import NEVER
+from dynabert.exits import NEVER, fastest_agreeing
 from dynabert.hooks import Hooks
 from dynabert.measure import measure, predict
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
@@ -125,12 +125,14 @@ def test_rows_that_are_asked_for_again_are_computed_once(monkeypatch):
 
 def test_thresholds_are_calibrated_on_held_out_rows():
     _, method = trained("deebert")
-    calibrated = method.calibrated(held_out(), (1.0, 0.8, 0.5))
-    whole = calibrated.all_exits(held_out())[-1].argmax(1)
-    shares = [np.mean(calibrated.predict(point, held_out()).logits.argmax(1) == whole) for point in calibrated.points()]
-    assert calibrated.thresholds == tuple(sorted(calibrated.thresholds))
-    assert min(shares) >= 0.5 and max(shares) == 1.0
-    assert method.calibrated(held_out(), (1.0,)).thresholds == (NEVER,)  # no sample shows that all rows agree
+    logits = method.all_exits(held_out())
+    asked = (0.5, 0.8)
+    found = [fastest_agreeing(logits, share, rule=method.rule) for share in asked]
+    calibrated = replace(method, thresholds=tuple(found))
+    for share, point in zip(asked, calibrated.points(), strict=True):
+        assert np.mean(calibrated.predict(point, held_out()).logits.argmax(1) == logits[-1].argmax(1)) >= share
+    assert found[1] <= found[0]
+    assert fastest_agreeing(logits, 1.0, rule=method.rule) == NEVER  # no sample shows that all rows agree
 
 
 def test_training_is_a_function_of_its_inputs_and_changes_none_of_them():

@@ -1,6 +1,7 @@
 """One factor changes at a time, at the same cost, and the differences are those of the predictions."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dynabert.plan import Plan
 from dynabert.recipes import RECIPES
 from dynabert.run import train
 from dynabert.studies.ablate import ablate
+from dynabert.studies.compare import compare
 from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
 from dynabert.studies.study import Study
 from dynabert.studies.trials import Trial
@@ -98,6 +100,35 @@ def test_an_unknown_factor_or_variant_is_refused() -> None:
         variants_of(Plan(), ["learning-rate=1e-4"])
     with pytest.raises(SettingError, match="'schedule=sandwich' is what the recipe default does already"):
         variants_of(Plan(recipe=RECIPES["default"]), ["schedule=sandwich"])
+
+
+def test_variants_that_teach_a_regression_nothing_are_left_out() -> None:
+    published, asked = Plan(recipe=RECIPES["paper"]), ("distillation", "logits alone")
+    assert asked in variants_of(published, ["distillation"])
+    assert asked not in variants_of(published, ["distillation"], regression=True), "it has no loss of the logits"
+    assert asked in variants_of(TWO_STAGE, ["distillation"], regression=True)
+    with pytest.raises(SettingError, match="leaves a regression nothing to learn from"):
+        variants_of(published, ["distillation=logits alone"], regression=True)
+
+
+def test_of_equal_variants_one_is_trained() -> None:
+    found = variants_of(Plan(order="as-is"), ["rewiring"])
+    assert ("rewiring", "importance") in found and ("rewiring", "per-example scores") not in found
+
+
+def test_a_regression_is_compared_and_ablated(tmp_path: Path) -> None:
+    encoder, source = write_job(tmp_path)
+    for path in (source.train, source.validation):
+        assert path is not None
+        path.write_text(
+            re.sub(r",(good|bad)\b", lambda label: ",1.5" if label[1] == "good" else ",0.5", path.read_text())
+        )
+    train(encoder, source, tmp_path / "run", plan=small_plan(), latency=None)
+    found = ablate(tmp_path / "run", factors=["distillation=labels alone"], n_seeds=1, lrs=(1e-3,), budget=0.3)
+    assert found.metric == "pearson" and {effect.where for effect in found.effects} == {"mean", "w0.5-d0.5"}
+    beside = compare(tmp_path / "run", methods=["first-layers"], budget=0.3)
+    row = next(row for row in beside.standings if (row.method, row.share) == ("first-layers", 0.5))
+    assert row.difference is not None and row.difference.low <= row.difference.mean <= row.difference.high
 
 
 def test_one_variant_of_a_factor_can_be_asked_for() -> None:

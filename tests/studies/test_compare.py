@@ -20,7 +20,7 @@ from dynabert.studies.ablate import ablate
 from dynabert.studies.compare import CASCADE, OURS, compare
 from dynabert.studies.study import Study
 from dynabert.studies.trials import Trial
-from dynabert.subnet import Subnet, encoder_flops
+from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
 from dynabert.sweep import Sweep
 from dynabert.tasks import TASKS
 
@@ -229,6 +229,16 @@ def test_a_grid_without_a_pair_has_no_cascade(run: Path, monkeypatch: pytest.Mon
         compare(run, methods=[CASCADE])
     with pytest.raises(SettingError, match="compare with dynabert"):
         compare(run, methods=["first-layers"], ours=CASCADE)
+
+
+def test_an_encoder_of_one_layer_has_no_early_exit(tmp_path: Path) -> None:
+    encoder, source = write_job(tmp_path, n_layers=1)
+    plan = replace(small_plan(), grid=SubnetGrid((1.0, 0.5), (1.0,)))
+    train(encoder, source, tmp_path / "run", plan=plan, latency=None)
+    with pytest.raises(SettingError, match=r"deebert: early exit needs two layers, and .* has one; leave out deebert"):
+        compare(tmp_path / "run", methods=["deebert"])
+    with pytest.raises(SettingError, match="have the same validation rows, which would count twice"):
+        compare(tmp_path / "run", tmp_path / "run", methods=["first-layers"])
 
 
 def test_cascades_are_refused_for_a_regression(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

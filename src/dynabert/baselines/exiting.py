@@ -20,7 +20,6 @@ from dynabert.exits import (
     Rule,
     exit_flops,
     exits_at,
-    fastest_agreeing,
     most_careful,
 )
 from dynabert.subnet import LayerSlice, Subnet, encoder_flops
@@ -112,16 +111,6 @@ class ThresholdMethod(TrainedElastic):
         """Nothing but this library runs it."""
         known(self.name, point, self._thresholds())
         return EARLY_EXIT
-
-    def calibrated(self, select: Iterable[Batch], agreements: Sequence[float]) -> Self:
-        """The same with the fastest thresholds that agree with its last exit on so many held-out rows.
-
-        :param select: held-out rows, each once.
-        :param agreements: shares of the rows, one for each threshold to find.
-        """
-        logits = self.all_exits(select)
-        found = (fastest_agreeing(logits, agreement, rule=self.rule) for agreement in agreements)
-        return replace(self, thresholds=tuple(sorted({threshold for threshold in found if threshold is not None})))
 
     def within(self, select: Iterable[Batch], budgets: Sequence[float]) -> Self:
         """The same with more thresholds: for each budget the most careful one whose mean cost is within it.

@@ -32,7 +32,7 @@ class LayerDrop:
 
     :param shape: of the encoder.
     :param rate: probability with which each layer is skipped, independently. The paper: 0.2, and 0.5 for small
-        targets; `rate_for` gives the best one for one target. Should all be skipped, the luckiest one is run.
+        targets; best for one target is 1 - kept / layers (section 3.2). Should all be skipped, the luckiest one is run.
     """
 
     shape: EncoderShape
@@ -47,11 +47,6 @@ class LayerDrop:
         luck = [derive_seed(seed, "layerdrop", step, layer) / 2**63 for layer in range(self.shape.n_layers)]
         kept = [layer for layer, chance in enumerate(luck) if chance >= self.rate]
         return (whole_layers(self.shape, kept or [luck.index(max(luck))]),)
-
-
-def rate_for(n_kept: int, n_layers: int) -> float:
-    """The rate that is best for one target, 1 - kept / layers (section 3.2)."""
-    return 1 - n_kept / n_layers
 
 
 def whole_layers(shape: EncoderShape, layers: Sequence[int]) -> Subnet:
