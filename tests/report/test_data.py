@@ -19,7 +19,7 @@ from small_studies import (
 from dynabert.errors import ModelFileError
 from dynabert.files import write_json
 from dynabert.report.data import collect
-from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN
+from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN, Studies
 from dynabert.results import SWEEP_FILE, deployed_of
 from dynabert.studies.compare import CASCADE, OURS
 
@@ -50,7 +50,7 @@ def test_a_run_that_has_only_begun_shows_its_settings(tmp_path):
     contents = collect(tmp_path)
     assert contents.settings == {"model": "an-encoder"}
     assert (contents.own, contents.metrics, contents.importance, contents.network) == (None, [], None, (None, None))
-    assert contents.sweeps == {} and contents.studies == (None, None)
+    assert contents.sweeps == {} and contents.studies == Studies()
     assert line_of(contents, "sizes")
 
 
@@ -84,7 +84,7 @@ def test_differences_of_a_comparison_are_read_with_their_p_values(run):
     write_comparison(
         run, beside(made_sweep()), (*STANDINGS, replace(standing("layerdrop", 0.25, None, None), **nothing))
     )
-    compared, _ = collect(run).studies
+    compared = collect(run).studies.compared
     assert [(gap.method, gap.share, gap.difference, gap.low, gap.high, gap.p_holm) for gap in compared.gaps] == [
         ("deebert", 0.5, 2.5, 1.5, 4.0, 0.01),
         ("layerdrop", 0.5, -0.5, -1.5, 1.0, 0.6),
@@ -97,7 +97,7 @@ def test_differences_of_a_comparison_are_read_with_their_p_values(run):
 def test_a_comparison_by_cascades_says_so_and_pairs_all_others(run):
     stood = (standing(OURS, 0.5, -1.0, 0.5), standing(CASCADE, 0.5, None, None), standing("deebert", 0.5, 2.5, 0.01))
     write_comparison(run, beside(made_sweep()), stood, ours=CASCADE)
-    compared, _ = collect(run).studies
+    compared = collect(run).studies.compared
     assert compared.by_cascades and compared.unpaired == ()
     assert [gap.method for gap in compared.gaps] == [OWN_METHOD, "deebert"]
 
@@ -106,7 +106,7 @@ def test_what_methods_may_spend_in_the_teachers_stead_is_said(run):
     write_comparison(run, beside(made_sweep()))
     saved = json.loads((run / COMPARED_FILE).read_text())
     (run / COMPARED_FILE).write_text(json.dumps({**saved, "teacher_flops": 2.5e11}))
-    assert "each (and the teacher's 0.25 where it is not used), seeds" in str(collect(run).studies[0].trainings)
+    assert "each (and the teacher's 0.25 where it is not used), seeds" in str(collect(run).studies.compared.trainings)
 
 
 @pytest.mark.parametrize(("field", "value"), [("task", "sst2"), ("metric", "f1"), ("n_rows", 39)])
@@ -122,7 +122,7 @@ def test_a_comparison_on_other_rows_is_named_and_not_shown(run, field, value):
 
 def test_what_ablate_wrote_is_read_row_by_row(run):
     write_ablation(run)
-    _, ablated = collect(run).studies
+    ablated = collect(run).studies.ablated
     assert ablated.effects == tuple(EFFECTS)
     assert str(ablated.trainings) == "1 TFLOPs of training each, seed 42"
 
@@ -139,8 +139,8 @@ def test_the_files_that_damage_is_done_to_below_are_sound(run):
     (run / "studies").mkdir()
     for file, saved in ((COMPARED_FILE, COMPARED), (ABLATED_FILE, GOOD)):
         (run / file).write_text(json.dumps(saved))
-    compared, ablated = collect(run).studies
-    assert len(compared.gaps) == len(ablated.effects) == 1
+    studies = collect(run).studies
+    assert len(studies.compared.gaps) == len(studies.ablated.effects) == 1
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,16 @@ def test_files_of_studies_that_are_damaged_are_named_and_not_shown(run, file, pa
     (run / file).write_text("{" if saved is None else json.dumps(saved))
     contents = collect(run)
     assert file in line_of(contents, part)
-    assert list(contents.sweeps) == [OWN_METHOD] and contents.studies == (None, None)
+    assert list(contents.sweeps) == [OWN_METHOD] and contents.studies == Studies()
+
+
+def test_a_study_that_is_no_json_says_what_to_run_again(run):
+    (run / "studies").mkdir()
+    (run / COMPARED_FILE).write_text("{")
+    (run / ABLATED_FILE).write_text("{")
+    contents = collect(run)
+    assert line_of(contents, "methods").endswith("compare again")
+    assert line_of(contents, "ablations").endswith("ablate again")
 
 
 def test_sweeps_of_deployed_forms_are_read(run):

@@ -17,7 +17,9 @@ from dynabert.report import Report, report_run
 FIGURES = (
     "front",
     "gaps",
+    "exits",
     "grid",
+    "search",
     "deployed",
     "pairs",
     "ablations",
@@ -25,8 +27,11 @@ FIGURES = (
     "scores",
     "heads",
     "neurons",
+    "coverage",
     "attention",
 )
+UNCHANGING = ("exits", "scores", "heads", "coverage")
+"""Figures in which there is nothing to choose."""
 NARROW, WIDE = 390, 1400
 MAX_BYTES = 8_000_000
 SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -126,7 +131,7 @@ def test_every_figure_of_a_run_with_studies_is_there(made):
 def test_every_choice_changes_what_is_drawn(wide, figure):
     page = wide.page
     selects = page.locator(f"#{figure} select")
-    assert (selects.count() > 0) == (figure not in ("scores", "heads"))
+    assert (selects.count() > 0) == (figure not in UNCHANGING)
     for place in range(selects.count()):
         select = selects.nth(place)
         values = [option.get_attribute("value") for option in select.locator("option").all()]
@@ -206,6 +211,19 @@ def test_charts_follow_the_page_from_light_to_dark(browser, made):
         before = set(there.page.evaluate(COLOURS, "#front"))
         there.after("front", lambda: there.page.emulate_media(color_scheme="dark"))
         assert before and before.isdisjoint(there.page.evaluate(COLOURS, "#front"))
+
+
+PANELS = """() => [...document.querySelectorAll('#coverage .chart svg [class$="_cell"] > g > path.background')]
+    .map((cell) => cell.getBoundingClientRect()).map(({ top, width }) => [top, width])"""
+
+
+@pytest.mark.parametrize(("width", "n_abreast"), [(NARROW, 1), (WIDE, 2)])
+def test_panels_stand_side_by_side_where_there_is_room(browser, made, width, n_abreast):
+    with opened(browser, made.page, width=width) as there:
+        panels = there.page.evaluate(PANELS)
+        assert len(panels) == 4, "two numbers of layers, two measures"
+        assert len({round(top) for top, _ in panels}) == 4 / n_abreast
+        assert all(least > 200 for _, least in panels)
 
 
 def luminance(colour: str) -> float:

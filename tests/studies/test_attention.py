@@ -222,6 +222,23 @@ def test_the_study_of_a_run(finished: Path) -> None:
         attention_of_run(finished, n_rows=0)
 
 
+def test_what_validation_rows_say_is_kept_in_the_run_and_texts_leave_that_as_it_is(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = finished / "studies" / "attention.json"
+    for n_rows in (5, 3):
+        study = attention_of_run(finished, n_rows=n_rows)
+        assert json.loads(kept.read_text()) == json.loads(json.dumps(study.to_dict())), "that of the last call"
+    before = kept.read_bytes()
+    attention_of_run(finished, texts=["film is warm"])
+    assert kept.read_bytes() == before
+    kept.unlink()
+    kept.mkdir()
+    assert attention_of_run(finished, n_rows=3) == study, "what cannot be kept is told all the same"
+    assert "not kept for the report" in caplog.text and str(kept) in caplog.text
+    kept.rmdir()
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["dynabert", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -235,6 +252,7 @@ def test_the_command(
     assert call(monkeypatch, "attention", finished, "--rows", 10, "--out", tmp_path / "study.json", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "study.json").read_text())
+    assert told == json.loads((finished / "studies" / "attention.json").read_text())
     assert told["n_texts"] == 10 and told["threshold"] == 0.85
     assert list(told["rows"][-1]["scores"])[:4] == ["distilled", "cut", "unchanged", "random"]
 

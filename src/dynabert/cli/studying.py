@@ -189,7 +189,10 @@ def attention(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the attention of every size with the teacher's: how many of its patterns do the remaining heads keep?"""
+    """Compare the attention of every size with the teacher's: how many of its patterns do the remaining heads keep?
+
+    What validation rows say is kept in the run, where `dynabert report` finds it.
+    """
     from dynabert.progress import progress_bars
     from dynabert.studies.attention import attention_of_run
     from dynabert.studies.attention_figure import check_figure, save_figure

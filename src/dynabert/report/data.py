@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dynabert.errors import DynabertError
 from dynabert.files import read_json
@@ -11,12 +12,18 @@ from dynabert.measure import Progress
 from dynabert.report.network import Attention, Network, Predictions
 from dynabert.report.studies import (
     ABLATED_FILE,
+    CASCADES_FILE,
     COMPARED_FILE,
+    COVERAGE_FILE,
+    EXITS_FILE,
     OWN_METHOD,
-    Ablated,
-    Compared,
+    Studies,
     read_ablated,
     read_compared,
+    read_coverage,
+    read_exits,
+    read_search,
+    search_files,
 )
 from dynabert.results import IMPORTANCE_FILE, deployed_readers, load_sweep, run_file
 from dynabert.rewire import Importance
@@ -26,6 +33,13 @@ from dynabert.sweep import Sweep
 Part = TypeVar("Part")
 
 
+class Reader(Protocol):
+    """Reads parts of a folder, and notes those that cannot be used."""
+
+    def __call__(self, name: str, read: Callable[[], Part], file: str | None = None) -> Part | None:
+        """A part; None where it is not there, or cannot be used."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a report shows.
@@ -33,7 +47,7 @@ class Contents:
     :param name: of the run folder.
     :param settings: ``run.json``.
     :param own: the sweep of the run itself.
-    :param studies: other methods beside it, and its ablations; see `dynabert.report.studies`.
+    :param studies: other methods beside it, its ablations and more; see `dynabert.report.studies`.
     :param deployed: sweeps of the forms in which engines run its sizes, by engine and dtype.
     :param metrics: lines of the training log.
     :param importance: of heads and neurons, in the order before rewiring.
@@ -44,7 +58,7 @@ class Contents:
     name: str
     settings: dict[str, Any]
     own: Sweep | None
-    studies: tuple[Compared | None, Ablated | None]
+    studies: Studies
     deployed: dict[str, Sweep]
     metrics: list[dict[str, Any]]
     importance: Importance | None
@@ -56,7 +70,7 @@ class Contents:
         """By method, DynaBERT first; all of the same task, metric and number of rows. Empty without one of the run."""
         if self.own is None:
             return {}
-        compared = self.studies[0]
+        compared = self.studies.compared
         return {OWN_METHOD: self.own} if compared is None else compared.beside(self.own)
 
 
@@ -84,8 +98,7 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
 
     own = part("sizes", lambda: load_sweep(out))
     network = None if own is None else Network(out, own, progress=progress, device=device)
-    compared = None if own is None else part("methods", lambda: read_compared(out, own), COMPARED_FILE)
-    ablated = part("ablations", lambda: read_ablated(out), ABLATED_FILE)
+    studies = _studies(out, own, part)
     readers = {} if own is None else deployed_readers(out, own)
     deployed = {name: part(f"sizes by {name}", read) for name, read in readers.items()}
     metrics = part("training", lambda: read_metrics(out / METRICS_FILE), METRICS_FILE)
@@ -96,10 +109,27 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
         name=out.resolve().name,
         settings=settings,
         own=own,
-        studies=(compared, ablated),
+        studies=studies,
         deployed={name: sweep for name, sweep in deployed.items() if sweep is not None},
         metrics=metrics or [],
         importance=importance,
         network=(predictions, attention),
         left_out=tuple(missing),
+    )
+
+
+def _studies(out: Path, own: Sweep | None, part: Reader) -> Studies:
+    """What studies and searches have left; without a sweep of the run, what can stand alone."""
+    ablated = part("ablations", lambda: read_ablated(out), ABLATED_FILE)
+    coverage = part("coverage", lambda: read_coverage(out), COVERAGE_FILE)
+    if own is None:
+        return Studies(ablated=ablated, coverage=coverage)
+    searches = {path.stem: part(f"search {path.stem}", partial(read_search, path, own)) for path in search_files(out)}
+    return Studies(
+        compared=part("methods", lambda: read_compared(out, own), COMPARED_FILE),
+        ablated=ablated,
+        exits=part("exits", lambda: read_exits(out, own, EXITS_FILE), EXITS_FILE),
+        cascades=part("cascades", lambda: read_exits(out, own, CASCADES_FILE), CASCADES_FILE),
+        coverage=coverage,
+        searches={name: found for name, found in searches.items() if found is not None},
     )

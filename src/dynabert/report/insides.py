@@ -1,4 +1,4 @@
-"""Figures of how a network was trained and what is inside it: losses, scores, importance, attention."""
+"""Figures of how a network was trained and what is inside it: losses, scores, importance, coverage, attention."""
 
 from typing import Any
 
@@ -21,6 +21,8 @@ from dynabert.report.figure import (
     unless_one,
 )
 from dynabert.report.network import MAX_LENGTH, Attention
+from dynabert.studies.attention_figure import figure as coverage_chart
+from dynabert.studies.patterns import AttentionStudy
 
 _DASHES = [[1, 0], [6, 3], [2, 3], [8, 3, 2, 3], [1, 2]]
 
@@ -215,6 +217,54 @@ def neuron_figure(scores: np.ndarray) -> Figure:
         tables=(TextTable("How few neurons hold most of the importance", headers, lines),),
         images={"neurons": {"measure": "share"}, "neurons-total": {"measure": "total"}},
     )
+
+
+_COVERAGE = {
+    "covered": "Patterns covered, % (95 % interval)",
+    "removed": "Patterns of removed heads: similarity of the closest head, % (95 % interval)",
+}
+
+
+def coverage_figure(study: AttentionStudy) -> Figure | None:
+    """What the heads of each size reproduce of the teacher's patterns; None where the study has no size.
+
+    The page draws its panels side by side, or where that makes them too narrow one below the other.
+    """
+    if not study.rows:
+        return None
+    spec = spec_of(coverage_chart(study))
+    held = [part["data"] for part in (spec, *spec["vconcat"]) if "data" in part]  # by the whole, if there is one part
+    data = {each["name"]: tables.table(each.pop("values")) for each in held}
+    texts = "text" if study.n_texts == 1 else "texts"
+    return Figure(
+        name="coverage",
+        title="Attention patterns that remain",
+        caption=f"How well the remaining heads reproduce the {study.n_patterns} attention patterns of the teacher on "
+        f"{study.n_texts:,} {texts}, in a panel for each number of layers. A pattern is covered if the closest head "
+        f"has a similarity (1 - JSD) of {study.threshold:g} or more; {study.pairs_alike:.0%} of all pairs of patterns "
+        f"are so alike, {study.pair_similarity:.0%} is their mean, and the dotted line is as many patterns as there "
+        "are heads. Bars are 95 % bootstrap intervals over texts.",
+        spec=spec,
+        data=data,
+        controls=(),
+        tables=tuple(_covered(_COVERAGE[name], points) for name, points in data.items()),
+        images={"coverage": {}},
+    )
+
+
+def _covered(caption: str, points: tables.Table) -> TextTable:
+    """The values of every size, a column for each set of heads."""
+    rows = tables.rows_of(points)
+    shown = {(row["subnet"], row["source"]): _with_ends(row) for row in rows}
+    heads = {row["subnet"]: f"{row['heads']:.1f}" for row in rows}
+    sources = tuple(dict.fromkeys(points["source"]))
+    lines = tuple((size, heads[size], *(shown[size, source] for source in sources)) for size in heads)
+    return TextTable(caption, ("size", "heads, %", *sources), lines)
+
+
+def _with_ends(row: dict[str, Any]) -> str:
+    ends = "" if row["low"] is None else f" ({row['low']:.1f} to {row['high']:.1f})"
+    return f"{row['value']:.1f}{ends}"
 
 
 def attention_figure(attention: Attention) -> Figure:

@@ -89,6 +89,13 @@
       if (param.name === "dark") param.value = dark.matches;
     }
     spec.datasets = Object.fromEntries(Object.entries(data).map(([name, columns]) => [name, rowsOf(columns)]));
+    // Panels share the width; where that makes them too narrow, they stand one below the other.
+    for (const panels of spec.vconcat || []) {
+      const side = 60, space = 25, least = 160, most = 420; // of the axis; between panels; of a panel
+      const each = Math.floor((width - side) / panels.columns) - space;
+      if (each < least) panels.columns = 1;
+      panels.spec.width = Math.min(most, each < least ? width - side : each);
+    }
     if (figure === "attention") {
       spec.datasets.attention = attentionRows(params);
       attentionTable(params);

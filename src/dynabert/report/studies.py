@@ -1,24 +1,35 @@
-"""What the studies of a run have left in its folder: other methods beside it, and its ablations."""
+"""What studies and searches have left in a run folder: what was found beside the sizes of the run itself."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
-from dynabert.errors import ModelFileError
-from dynabert.files import read_json
+from dynabert.report.reading import Entry
 from dynabert.results import SWEEP_FILE
-from dynabert.studies import ablate, compare
+from dynabert.search import store
+from dynabert.search.result import Standing
+from dynabert.statistics import Difference
+from dynabert.studies import ablate, attention, compare, patterns, size_exit
 from dynabert.studies.ablate import BASE, Effect
+from dynabert.studies.patterns import (
+    DIFFERENCES,
+    SOURCES,
+    AttentionStudy,
+    Estimate,
+    Matching,
+    Score,
+    SubnetCoverage,
+)
+from dynabert.studies.size_exit import ExitPoint, SizeExit
 from dynabert.studies.study import STUDIES
+from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 
 COMPARED_FILE, ABLATED_FILE = f"{STUDIES}/{compare.RESULT}", f"{STUDIES}/{ablate.RESULT}"
+EXITS_FILE, CASCADES_FILE = f"{STUDIES}/{size_exit.RESULT}", f"{STUDIES}/{size_exit.CASCADES}"
+COVERAGE_FILE = f"{STUDIES}/{attention.RESULT}"
 OWN_METHOD, OWN_RUN = "DynaBERT", "DynaBERT, this run"
 """What DynaBERT is called among the methods that it is compared with, and the run itself where that is another one."""
-
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,42 @@ class Ablated:
     trainings: Trainings
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What a search has found.
+
+    :param limit: of the cost, in the unit of the budget.
+    :param standings: best of the uniform grid where one of it is within the budget, and what the search has found.
+    :param n_tried: Subnets that were scored.
+    :param measured_ms: of a budget of latency, which is predicted while searching: what was then measured, by
+        `Standing.how`.
+    """
+
+    metric: str
+    limit: float
+    standings: tuple[Standing, ...]
+    n_tried: int
+    seconds: float
+    measured_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Studies:
+    """All of them; None for what was not studied, or cannot be used.
+
+    :param exits: of sizes with ramps.
+    :param coverage: the patterns of the teacher's attention that remain.
+    :param searches: those that were finished, by the names of their files, which are those of their budgets.
+    """
+
+    compared: Compared | None = None
+    ablated: Ablated | None = None
+    exits: SizeExit | None = None
+    cascades: SizeExit | None = None
+    coverage: AttentionStudy | None = None
+    searches: Mapping[str, Searched] = field(default_factory=dict)
+
+
 def _is_ours(method: str) -> bool:
     return method.lower() == OWN_METHOD.lower()
 
@@ -121,48 +168,45 @@ def read_compared(out: Path, own: Sweep) -> Compared:
     :param own: the sweep of the run: all must be of the same rows to stand in one figure.
     :raises ModelFileError: a damaged file, or one of other rows.
     """
-    path = out / COMPARED_FILE
-    saved = _table(read_json(path), path)
-    if not isinstance(saved.get("sweeps"), dict):
-        raise ModelFileError(f"{path} holds no table of sweeps; {_again(path)}")
-    sweeps = {name: Sweep.from_dict(value, what=f"{path}: {name}") for name, value in saved["sweeps"].items()}
-    for name, sweep in sweeps.items():
-        for field in ("task", "metric", "n_rows"):
-            there, here = getattr(sweep.context, field), getattr(own.context, field)
-            if there != here:
-                raise ModelFileError(f"{path}: {name} has {field} {there}, {SWEEP_FILE} has {here}; {_again(path)}")
+    saved = Entry.of(out / COMPARED_FILE, "compare again")
+    found = saved.table("sweeps")
+    sweeps = {name: Sweep.from_dict(value, what=f"{found.what}: {name}") for name, value in found.values.items()}
+    for method, sweep in sweeps.items():
+        for name in ("task", "metric", "n_rows"):
+            _same_as_own(saved, name, getattr(sweep.context, name), own, of=f"{method} has ")
     gaps, unpaired = [], []
-    for row, what in _rows(saved, path):
-        method, share = _typed(row, "method", str, what), _typed(row, "share", float, what)
-        if row.get("difference") is not None:
-            gaps.append(_gap(row, OWN_METHOD if _is_ours(method) else method, share, what))
-        elif method != saved.get("ours", compare.OURS):
+    for row in saved.rows("rows"):
+        method, share = row.get("method", str), row.get("share", float)
+        if row.values.get("difference") is not None:
+            gaps.append(_gap(row, OWN_METHOD if _is_ours(method) else method, share))
+        elif method != saved.values.get("ours", compare.OURS):
             unpaired.append((method, share))
-    by_cascades = saved.get("ours") == compare.CASCADE
-    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved, path), by_cascades)
+    by_cascades = saved.values.get("ours") == compare.CASCADE
+    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades)
 
 
-def _gap(row: Mapping[str, Any], method: str, share: float, what: str) -> Gap:
-    difference = row["difference"]
-    if not isinstance(difference, list) or len(difference) != 3:
-        raise ModelFileError(f"{what}: difference {difference!r} is not a mean and two ends; {_again(what)}")
-    mean, low, high = (_typed({"difference": end}, "difference", float, what) for end in difference)
-    metric, flops, p_holm = (_typed(row, name, float, what) for name in ("metric", "flops", "p_holm"))
-    time = row.get("time")
-    if not isinstance(time, list) or len(time) != 2:
-        raise ModelFileError(f"{what}: time {time!r} is not one of an input alone and one of many; {_again(what)}")
-    alone, together = (_typed({"time": value}, "time", float, what) for value in time)
+def _same_as_own(saved: Entry, name: str, there: object, own: Sweep, *, of: str = "") -> None:
+    """Refuse what is of other rows than the sweep of the run."""
+    here = getattr(own.context, name)
+    if there != here:
+        raise saved.wrong(f"{of}{name} {there}, {SWEEP_FILE} has {here}")
+
+
+def _gap(row: Entry, method: str, share: float) -> Gap:
+    mean, low, high = row.all("difference", float, 3)
+    alone, together = row.all("time", float, 2)
+    metric, flops, p_holm = row.each(float, "metric", "flops", "p_holm")
     return Gap(
         method=method,
         share=share,
-        point=_typed(row, "point", str, what),
+        point=row.get("point", str),
         metric=metric,
         flops=flops,
         difference=mean,
         low=low,
         high=high,
         p_holm=p_holm,
-        n_steps=_typed(row, "n_steps", int, what),
+        n_steps=row.get("n_steps", int),
         alone=alone,
         together=together,
     )
@@ -173,55 +217,137 @@ def read_ablated(out: Path) -> Ablated:
 
     :raises ModelFileError: a damaged file.
     """
-    path = out / ABLATED_FILE
-    saved = _table(read_json(path), path)
-    return Ablated(tuple(_effect(row, what) for row, what in _rows(saved, path)), _trainings(saved, path))
+    saved = Entry.of(out / ABLATED_FILE, "ablate again")
+    return Ablated(tuple(map(_effect, saved.rows("rows"))), _trainings(saved))
 
 
-def _effect(row: Mapping[str, Any], what: str) -> Effect:
-    factor, variant, where = (_typed(row, name, str, what) for name in ("factor", "variant", "where"))
-    difference, low, high, p_holm, metric = (
-        _typed(row, name, float, what) for name in ("difference", "low", "high", "p_holm", "metric")
-    )
-    lr = None if row.get("lr") is None else _typed(row, "lr", float, what)
-    against = _typed(row, "against", str, what) if "against" in row else BASE
-    at_edge = "at_edge" in row and _typed(row, "at_edge", bool, what)
+def _effect(row: Entry) -> Effect:
+    factor, variant, where = row.each(str, "factor", "variant", "where")
+    difference, low, high, p_holm, metric = row.each(float, "difference", "low", "high", "p_holm", "metric")
+    lr, against, at_edge = row.optional("lr", float), row.get("against", str, BASE), row.get("at_edge", bool, False)
     return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr, against, at_edge)
 
 
-def _rows(saved: Mapping[str, Any], path: Path) -> Sequence[tuple[Mapping[str, Any], str]]:
-    """The rows of a study, and what each is called in a message."""
-    rows = saved.get("rows")
-    if not isinstance(rows, list):
-        raise ModelFileError(f"{path} holds no list of rows; {_again(path)}")
-    named = [(row, f"{path}: row {number}") for number, row in enumerate(rows)]
-    return [(_table(row, what), what) for row, what in named]
+def _trainings(saved: Entry) -> Trainings:
+    seeds = saved.all("seeds", int)
+    if not seeds:
+        raise saved.wrong("it names no seeds")
+    flops, teacher_flops = (saved.get(name, float, 0.0) for name in ("training_flops", "teacher_flops"))
+    return Trainings(seeds, flops, teacher_flops, saved.get("recipe", str, ""))
 
 
-def _trainings(saved: Mapping[str, Any], path: Path) -> Trainings:
-    seeds = saved.get("seeds")
-    if not isinstance(seeds, list) or not seeds:
-        raise ModelFileError(f"{path} names no seeds; {_again(path)}")
-    checked = tuple(_typed({"seeds": seed}, "seeds", int, str(path)) for seed in seeds)
-    flops = {name: _typed({name: 0.0, **saved}, name, float, str(path)) for name in ("training_flops", "teacher_flops")}
-    recipe = _typed({"recipe": "", **saved}, "recipe", str, str(path))
-    return Trainings(checked, flops["training_flops"], flops["teacher_flops"], recipe)
+def read_exits(out: Path, own: Sweep, file: str) -> SizeExit:
+    """What ``dynabert exits`` wrote.
+
+    :param own: the sweep of the run.
+    :param file: `EXITS_FILE` or `CASCADES_FILE`.
+    :raises ModelFileError: a damaged file, or one of another task.
+    """
+    how = " --cascade" if file == CASCADES_FILE else ""
+    saved = Entry.of(out / file, f"run `dynabert exits {out}{how}` again")
+    missed = saved.listed("unreached")
+    pairs = [missed.listed(place, 2) for place in missed.values]
+    return SizeExit(
+        **_task_of(saved, own),
+        full=saved.get("full", float),
+        n_select=saved.get("n_select", int),
+        points=tuple(map(_exit_point, saved.rows("points"))),
+        unreached=tuple((pair.get("0", str), pair.get("1", float)) for pair in pairs),
+        largest=saved.get("largest", str, Subnet().name),
+    )
 
 
-def _table(value: Any, what: str | Path) -> Mapping[str, Any]:  # noqa: ANN401 (whatever the file holds)
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{what} is not a table; {_again(what)}")
-    return value
+def _task_of(saved: Entry, own: Sweep) -> dict[str, str]:
+    """Task and metric, which are those of the run."""
+    found = {name: saved.get(name, str) for name in ("task", "metric")}
+    for name, value in found.items():
+        _same_as_own(saved, name, value, own)
+    return found
 
 
-def _typed(row: Mapping[str, Any], name: str, kind: type[Kind], what: str) -> Kind:
-    value = row.get(name)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ModelFileError(f"{what}: {name} {value!r} is not of type {kind.__name__}; {_again(what)}")
-    return value
+def _exit_point(row: Entry) -> ExitPoint:
+    alone, together = row.all("time", float, 2)
+    metric, agreement, n_layers, flops = row.each(float, "metric", "agreement", "n_layers", "flops")
+    asked, threshold = row.optional("asked", float), row.optional("threshold", float)
+    return ExitPoint(row.get("subnet", str), asked, threshold, metric, agreement, n_layers, flops, (alone, together))
 
 
-def _again(what: str | Path) -> str:
-    return "compare again" if COMPARED_FILE in str(what) else "ablate again"
+def read_coverage(out: Path) -> AttentionStudy:
+    """What ``dynabert attention`` kept.
+
+    :raises ModelFileError: a damaged file, or one of another version.
+    """
+    saved = Entry.of(out / COVERAGE_FILE, f"run `dynabert attention {out}` again")
+    _check_version(saved, patterns.FORMAT_VERSION)
+    return AttentionStudy(
+        tuple(map(_coverage, saved.rows("rows"))),
+        n_patterns=saved.get("n_patterns", int),
+        n_texts=saved.get("n_texts", int),
+        threshold=saved.get("threshold", float),
+        pair_similarity=saved.get("pair_similarity", float),
+        pairs_alike=saved.get("pairs_alike", float),
+    )
+
+
+def _check_version(saved: Entry, version: int) -> None:
+    if (found := saved.get("format_version", int)) != version:
+        raise saved.wrong(f"format_version {found} is not {version}")
+
+
+def _coverage(row: Entry) -> SubnetCoverage:
+    scores, matching = row.table("scores"), row.table("matching")
+    nearest = matching.listed("nearest")
+    heads = [nearest.all(place, int, 2) for place in nearest.values]
+    return SubnetCoverage(
+        row.get("subnet", str),
+        n_layers=row.get("n_layers", int),
+        n_heads=row.get("n_heads", int),
+        scores={name: _score(scores.table(name)) for name in (*SOURCES, *DIFFERENCES)},
+        matching=Matching(
+            best=matching.all("best", float),
+            nearest=tuple((layer, head) for layer, head in heads),
+            covers=matching.all("covers", int),
+        ),
+    )
+
+
+def _score(entry: Entry) -> Score:
+    removed = None if entry.values.get("removed") is None else _estimate(entry, "removed")
+    return Score(_estimate(entry, "covered"), _estimate(entry, "similarity"), removed)
+
+
+def _estimate(entry: Entry, name: str) -> Estimate:
+    found = entry.listed(name, 3)
+    return Estimate(found.get("0", float), found.optional("1", float), found.optional("2", float))
+
+
+def search_files(out: Path) -> list[Path]:
+    """The files that searches have left."""
+    return sorted((out / store.FOLDER).glob("*.json"))
+
+
+def read_search(path: Path, own: Sweep) -> Searched | None:
+    """What a search has found; None where it is not finished.
+
+    :param path: one of `search_files`.
+    :param own: the sweep of the run.
+    :raises ModelFileError: a damaged file, or one of another task or version.
+    """
+    saved = Entry.of(path, f"run `dynabert search {path.parent.parent}` with this budget again")
+    _check_version(saved, store.FORMAT_VERSION)
+    if saved.values.get("result") is None:
+        return None
+    result = saved.table("result")
+    limit, seconds = result.each(float, "limit", "seconds")
+    standings, n_tried = tuple(map(_standing, result.rows("standings"))), result.get("n_tried", int)
+    timed = [] if result.values.get("latency") is None else result.table("latency").rows("sizes")
+    measured_ms = {row.get("how", str): row.get("measured_ms", float) for row in timed}
+    return Searched(_task_of(result, own)["metric"], limit, standings, n_tried, seconds, measured_ms)
+
+
+def _standing(row: Entry) -> Standing:
+    how, subnet = row.each(str, "how", "subnet")
+    cost, share, loss, select, validation = row.each(float, "cost", "share", "loss", "select", "validation")
+    found = None if row.values.get("gain") is None else row.table("gain")
+    gain = None if found is None else Difference(*found.each(float, *Difference._fields))
+    return Standing(how, subnet, cost, share, loss, select, validation, gain)

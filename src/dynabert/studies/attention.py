@@ -15,8 +15,11 @@ Any layer is compared with any layer: the patterns of a layer that was dropped h
 Many heads attend to the same few tokens, [SEP] above all, so that any head is like some other. Four sets of as many
 heads as the Subnet has are therefore compared, see `SOURCES`. Source of the question: DynaBERT, its study of attention
 maps, which shows maps and gives no number.
+
+    RUN/studies/attention.json      what was found last on the rows of the run
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +30,8 @@ from torch import Tensor
 from dynabert.batches import Batch, Batches, encode
 from dynabert.data import Rows
 from dynabert.elastic import ElasticModel, longest_input
-from dynabert.errors import DataError, SettingError
+from dynabert.errors import DataError, SettingError, StorageError
+from dynabert.files import storage_errors
 from dynabert.job import pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress
@@ -35,14 +39,19 @@ from dynabert.predict import columns_of, text_lines
 from dynabert.results import Saved, load_result, load_teacher
 from dynabert.seeds import permutation
 from dynabert.studies.patterns import THRESHOLD, AttentionStudy, Similarities, study_of
+from dynabert.studies.study import STUDIES
 from dynabert.subnet import Subnet
 from dynabert.timing import tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RESULT = "attention.json"
+
 TEXTS_AT_ONCE = 8
 """Texts whose maps are held together: of BERT-base at 128 tokens 75 MB for a network, and two networks at a time."""
+
+log = logging.getLogger("dynabert")
 
 Maps = tuple[Tensor, ...]
 """Attention probabilities of each executed layer, (batch, heads, seq, seq): queries, then keys."""
@@ -180,6 +189,7 @@ def attention_of_run(
     :param threshold: see `attention_study`.
     :param progress: told how far it is.
     :param device: where to compute; by default the GPU if there is one.
+    :return: of validation rows also written to ``studies/attention.json``; where that cannot be, a warning says so.
     :raises SettingError: no rows asked for, or a threshold outside (0, 1).
     :raises DataError: texts that cannot be used, or rows that are not those of the run any more.
     :raises ModelFileError: not a finished run.
@@ -200,7 +210,20 @@ def attention_of_run(
     teacher = load_teacher(out, elastic, rewired=True)
     teacher.to(device)
     elastic.to(device)
-    return attention_study(teacher, elastic, batches, threshold=threshold, progress=progress)
+    study = attention_study(teacher, elastic, batches, threshold=threshold, progress=progress)
+    if texts is None:
+        _keep(study, Path(out) / STUDIES)
+    return study
+
+
+def _keep(study: AttentionStudy, folder: Path) -> None:
+    """Write what a report can show; a run that cannot be written to can be studied all the same."""
+    try:
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        study.to_json(folder / RESULT)
+    except StorageError as error:
+        log.warning("the study is not kept for the report: %s", error)
 
 
 def _rows_of(texts: Iterable[str]) -> Rows:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import altair
 
 FORMATS = ("svg", "png")
+MEASURES = ("covered", "removed")
+"""What is drawn, of `dynabert.studies.patterns.Score`, and what the data of its panels are called."""
 
 Point = dict[str, str | float | None]
 
@@ -63,35 +65,40 @@ def figure(study: AttentionStudy) -> "altair.VConcatChart":
     """
     import altair as alt
 
-    covered, removed = (
-        [point for row in study.rows for point in _points(study, row, measure)] for measure in ("covered", "removed")
-    )
-    above = _panels(covered, f"patterns covered, % (similarity ≥ {study.threshold:g})", diagonal=True)
-    below = [_panels(removed, "removed patterns: similarity, %", diagonal=False)] if removed else []
-    return alt.vconcat(above, *below)
+    titles = (f"patterns covered, % (similarity ≥ {study.threshold:g})", "removed patterns: similarity, %")
+    panels = [
+        _panels(measure, points, title, diagonal=measure == "covered")
+        for measure, title in zip(MEASURES, titles, strict=True)
+        if (points := [point for row in study.rows for point in _points(study, row, measure)])
+    ]
+    return alt.vconcat(*panels)
 
 
-def _panels(points: list[Point], title: str, *, diagonal: bool) -> "altair.FacetChart":
+def _panels(name: str, points: list[Point], title: str, *, diagonal: bool) -> "altair.FacetChart":
     """One measure: a panel for each number of layers, a line for each set of heads."""
     import altair as alt
 
-    names = list(_LOOKS)
+    names, legend = list(_LOOKS), alt.Legend(symbolType="stroke", symbolOpacity=1, symbolSize=400, symbolStrokeWidth=2)
     colours, dashes = zip(*_LOOKS.values(), strict=True)
     base = alt.Chart().encode(
-        x=alt.X("heads:Q", title="heads that remain, %", scale=alt.Scale(domain=[0, 100])),
-        color=alt.Color("source:N", title=None, scale=alt.Scale(domain=names, range=colours)),
+        x=alt.X("heads:Q", title="heads that remain, %", scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(tickCount=5)),
+        color=alt.Color("source:N", title=None, scale=alt.Scale(domain=names, range=colours), legend=legend),
     )
     value = alt.Y("value:Q", title=title, scale=alt.Scale(zero=diagonal))
-    dash = alt.StrokeDash("source:N", title=None, scale=alt.Scale(domain=names, range=dashes))
+    dash = alt.StrokeDash("source:N", title=None, scale=alt.Scale(domain=names, range=dashes), legend=legend)
+    tooltip = [alt.Tooltip(f"{column}:N", title=column) for column in ("source", "subnet", "layers")]
+    tooltip += [alt.Tooltip(f"{column}:Q", format=".1f") for column in ("heads", "value", "low", "high")]
     layers = [
         base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
-        base.mark_line(point=True).encode(y=value, strokeDash=dash),
+        base.mark_line(point=True).encode(y=value, strokeDash=dash, tooltip=tooltip),
     ]
     if diagonal:
         layers.insert(0, base.mark_line(strokeDash=[2, 4]).encode(y="heads:Q", color=alt.value("#999999")))
     deepest_first = sorted({str(point["layers"]) for point in points}, key=lambda label: -int(label.split()[0]))
-    panel = alt.layer(*layers, data=alt.Data(values=points)).properties(width=220, height=220)
-    return panel.facet(column=alt.Column("layers:N", title=None, sort=deepest_first))
+    data = alt.InlineData(values=points, name=name)
+    panel = alt.layer(*layers, data=data).properties(width=220, height=220)
+    facet = alt.Facet("layers:N", title=None, sort=deepest_first)
+    return panel.facet(facet=facet, columns=len(deepest_first))
 
 
 def _points(study: AttentionStudy, row: SubnetCoverage, measure: str) -> list[Point]:
