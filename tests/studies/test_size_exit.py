@@ -13,11 +13,11 @@ from dynabert.cascade import Cascade
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.hooks import Hooks, StepReport
 from dynabert.measure import predict
-from dynabert.results import load_result
+from dynabert.results import load_result, load_sweep
 from dynabert.run import train
 from dynabert.studies.size_exit import cascades_of_run, exits_of_run
 from dynabert.studies.study import Study
-from dynabert.subnet import Subnet
+from dynabert.subnet import Subnet, SubnetGrid
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,21 @@ def test_a_cascade_agrees_with_the_full_network_and_trains_nothing(run: Path) ->
     for subnets in ([Subnet()], [Subnet(0.5, 0.5), Subnet()]):
         with pytest.raises(SettingError, match="is no cascade"):
             cascades_of_run(run, subnets=subnets)
+
+
+def test_a_grid_without_the_full_network_ends_at_its_largest_size(tmp_path: Path) -> None:
+    encoder, source = write_job(tmp_path, n_layers=4)
+    plan = replace(small_plan(), grid=SubnetGrid((0.5,), (1.0, 0.5)))
+    train(encoder, source, tmp_path / "run", plan=plan, latency=None)
+    result = cascades_of_run(tmp_path / "run", agreements=(0.5,))
+    assert result.largest == "w0.5-d1" and "largest size, w0.5-d1," in result.table()
+    assert {name for point in result.points for name in point.subnet.split("+")} == {"w0.5-d0.5", "w0.5-d1"}
+    (own,) = (row for row in load_sweep(tmp_path / "run").rows if row.subnet == "w0.5-d1")
+    assert result.full == pytest.approx(100 * own.metric)
+    exits = exits_of_run(tmp_path / "run", agreements=(0.5,), budget=0.2, lr=1e-3)
+    assert {point.subnet for point in exits.points} == {"w0.5-d1"}
+    with pytest.raises(SettingError, match=r"w0\.5-d0\.25 has one layer here, so nothing can leave early"):
+        exits_of_run(tmp_path / "run", subnets=[Subnet(0.5, 0.25)])
 
 
 def test_shares_out_of_range_are_refused(run: Path) -> None:

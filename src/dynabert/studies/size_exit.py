@@ -31,6 +31,7 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.exits import CONFIDENCE, NEVER, fastest_agreeing, n_classes
 from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
+from dynabert.folders import file_name_of
 from dynabert.hooks import Hooks
 from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
@@ -285,7 +286,7 @@ def _cascade(elastic: ElasticModel, subnet: Subnet) -> CascadeMethod:
 
 def _with_ramps(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:
     """A size with ramps: those kept, or trained and kept."""
-    path = study.folder / "ramps" / f"{subnet.name}-{_digest(study, subnet, lr)}.safetensors"
+    path = study.folder / "ramps" / f"{file_name_of(subnet.name)}-{_digest(study, subnet, lr)}.safetensors"
     if not path.exists():
         _save(_trained(study, elastic, subnet, lr=lr), path)
     ramps = deebert.new_ramps(elastic, subnet=subnet, seed=study.plan.training.seed).eval()
