@@ -51,6 +51,19 @@ def test_pick_answers_from_the_deployed_form(
     assert "--engine openvino --dtype int8" in (said := output(capsys)) and "are those of onnxruntime int8" in said
 
 
+def test_a_run_is_told_where_its_rows_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_file = Saved.of(run).source.train
+    assert train_file is not None
+    assert call(monkeypatch, "moved", str(run), str(train_file.parent)) == 0
+    assert f"the rows of {run} are those of" in output(capsys)
+    assert call(monkeypatch, "moved", str(run), str(train_file.parent), "--json") == 0
+    assert json.loads(output(capsys))["source"]["train"] == str(train_file)
+    assert call(monkeypatch, "moved", str(run), str(tmp_path)) == 3
+    assert "no such file" in capsys.readouterr().err and Saved.of(run).source.train == train_file
+
+
 def test_the_time_of_other_sizes_is_predicted(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from failing_calls import names, patch_nth, uses
 
 from dynabert import files, folders
 from dynabert.errors import ModelFileError, SettingError, StorageError
+from dynabert.subnet import LayerSlice, Subnet
 
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace")
 """The calls by which a folder is published; all are looked up in `os` when they are made."""
@@ -77,6 +78,45 @@ def test_a_card_may_be_written_and_changed_but_is_not_thrown_away(tmp_path: Path
     publish(tmp_path / "model", "two")
     assert (next(tmp_path.glob("model.replaced-*")) / "README.md").read_text() == "mine"
     assert not (tmp_path / "model" / "README.md").exists()
+
+
+def test_hidden_files_of_other_programs_are_passed_over_but_not_thrown_away(tmp_path: Path) -> None:
+    final = publish(tmp_path / "model", "one")
+    (final / ".DS_Store").write_text("of a desktop")
+    (final / "tokens" / ".nfs0123").symlink_to(final / "nowhere")
+    (final / ".ipynb_checkpoints").mkdir()
+    (final / ".ipynb_checkpoints" / "config-checkpoint.json").write_text("mine")
+    folders.verify_manifest(final)
+    with pytest.raises(ModelFileError, match=r"'\.ipynb_checkpoints/config-checkpoint\.json' is extra"):
+        (final / "tokens" / ".nfs0123").unlink()
+        (final / ".DS_Store").unlink()
+        folders.verify_manifest(final, edited=False)
+    publish(tmp_path / "model", "two")
+    (kept,) = tmp_path.glob("model.replaced-*")
+    assert (kept / ".ipynb_checkpoints" / "config-checkpoint.json").read_text() == "mine"
+
+
+def test_hidden_files_that_are_listed_count(tmp_path: Path) -> None:
+    (tmp_path / ".rules").mkdir()
+    (tmp_path / ".rules" / "a").write_text("x")
+    folders.write_manifest(tmp_path)
+    folders.verify_manifest(tmp_path)
+    (tmp_path / ".rules" / "a").write_text("y")
+    with pytest.raises(ModelFileError, match=r"'\.rules/a' is corrupt"):
+        folders.verify_manifest(tmp_path)
+    (tmp_path / ".rules" / "a").unlink()
+    with pytest.raises(ModelFileError, match=r"'\.rules/a' is missing"):
+        folders.verify_manifest(tmp_path)
+
+
+def test_long_names_make_short_file_names_that_differ(tmp_path: Path) -> None:
+    assert folders.file_name_of("w0.5-d0.75") == "w0.5-d0.75" and folders.file_name_of("x" * 100) == "x" * 100
+    long = [Subnet.of_layers(*(LayerSlice(layer, 12, n) for layer in range(24))).name for n in (3072, 1536)]
+    assert all(len(name) > 255 for name in long)
+    short = [folders.file_name_of(name) for name in long]
+    assert len(set(short)) == 2 and [len(name) for name in short] == [100, 100]
+    assert all(name.startswith(whole[:80]) for name, whole in zip(short, long, strict=True))
+    files.atomic_write_text(tmp_path / f"{short[0]}.safetensors", "can be written")
 
 
 def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from functools import partial
 
 import pytest
 from helpers import tiny_model
@@ -17,6 +18,7 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError, StorageError
 from dynabert.export import ExportSettings, export_run
 from dynabert.exported import open_export
+from dynabert.folders import write_manifest
 from dynabert.hub import push_folder
 from dynabert.predict import predict_lines
 from dynabert.subnet import Subnet, SubnetGrid
@@ -42,7 +44,16 @@ def folder(elastic, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     with hub_stand_in(monkeypatch) as hub:
+        hub.read = partial(read_with_visibility, hub, hub.read)
         yield hub
+
+
+def read_with_visibility(hub, read, path):
+    """What a repository is: as its first creation asked for."""
+    name = path.removeprefix("/api/models/")
+    if name not in hub.repositories:
+        return read(path)
+    return 200, {"id": name, "private": dict(reversed(hub.created)).get(name) == "private"}
 
 
 def contents(folder):
@@ -57,18 +68,20 @@ def call(monkeypatch, *arguments):
 
 
 def test_every_file_arrives_and_the_card_names_the_repository(folder, hub):
-    (folder / "README.md").write_text((folder / "README.md").read_text() + "edited\n")  # a card may be
-    (folder / "MANIFEST.json").unlink()  # a folder of anybody's has none
-    (folder / ".secret").write_text("mine")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_text("exported")
+    write_manifest(folder)
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "edited\n")  # a card may be
     expected = contents(folder)
+    (folder / ".secret").write_text("mine")
+    (folder / "onnx" / ".ipynb_checkpoints").mkdir()
+    (folder / "onnx" / ".ipynb_checkpoints" / "model.onnx").write_text("of an editor")
     sent = push_folder(folder, "me/small-bert", private=True)
     assert sent.url == f"{hub.endpoint}/me/small-bert" and hub.created == [("me/small-bert", "private")]
     arrived = hub.repositories["me/small-bert"]
     assert arrived.pop("README.md").decode() == '# Mine\n\ndynabert.load("me/small-bert")\nedited\n'
-    del expected["README.md"], expected[".secret"]
-    assert arrived == expected
+    del expected["README.md"]
+    assert arrived == expected and "MANIFEST.json" in arrived
     assert dict(sent.files)["model.safetensors"] == len(expected["model.safetensors"])
 
 
@@ -112,11 +125,35 @@ def test_an_export_that_was_pushed_runs_from_the_hub(hub, tmp_path, monkeypatch)
         open_export(local)
 
 
+def test_a_folder_of_anybodys_has_no_manifest(folder, hub):
+    (folder / "MANIFEST.json").unlink()
+    (folder / ".secret").write_text("mine")
+    push_folder(folder, "me/small-bert")
+    assert hub.repositories["me/small-bert"].keys() == contents(folder).keys() - {".secret"}
+
+
+def test_a_repository_that_others_see_gets_nothing_that_they_must_not(folder, hub, monkeypatch, capsys):
+    hub.repositories["me/open"] = {"README.md": b"# Here before\n"}
+    hub.created.append(("me/open", "public"))
+    assert call(monkeypatch, "push", folder, "me/open", "--private") == 2
+    shown = capsys.readouterr()
+    assert "me/open is there already, public and not private" in shown.err and len(shown.err.splitlines()) == 1
+    assert hub.repositories["me/open"] == {"README.md": b"# Here before\n"} and shown.out == ""
+    push_folder(folder, "me/closed", private=True)
+    assert "private and not public" in refusal(push_folder, folder, "me/closed", private=False, error=SettingError)
+    for name, private in (("me/open", False), ("me/closed", True), ("me/closed", None)):
+        assert push_folder(folder, name, private=private).url
+    asked = len(hub.asked)
+    assert push_folder(folder, "me/open", private=True, dry_run=True).url is None and len(hub.asked) == asked
+
+
 def test_a_dry_run_asks_nothing_of_the_hub(folder, hub, monkeypatch, capsys):
+    expected = contents(folder)
+    (folder / ".DS_Store").write_text("of a desktop")
     assert call(monkeypatch, "push", folder, "me/small-bert", "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["repository"] == "me/small-bert" and told["url"] is None and told["dry_run"]
-    assert told["files"].keys() == contents(folder).keys()
+    assert told["files"].keys() == expected.keys()
     assert told["n_bytes"] == sum(told["files"].values())
     assert call(monkeypatch, "push", folder, "me/small-bert", "--dry-run") == 0
     shown = capsys.readouterr().out
@@ -125,7 +162,10 @@ def test_a_dry_run_asks_nothing_of_the_hub(folder, hub, monkeypatch, capsys):
 
 
 def test_a_model_in_memory_brings_its_card(elastic, hub):
-    elastic.push_to_hub("me/small-bert", private=False)
+    would = elastic.push_to_hub("me/small-bert", private=False, dry_run=True)
+    assert would.url is None and hub.asked == []
+    sent = elastic.push_to_hub("me/small-bert", private=False)
+    assert sent.url == f"{hub.endpoint}/me/small-bert" and sent.files == would.files
     arrived = hub.repositories["me/small-bert"]
     assert {"config.json", "model.safetensors", "elastic.json", "README.md", "MANIFEST.json"} == arrived.keys()
     card = arrived["README.md"].decode()

@@ -90,6 +90,15 @@ def test_metrics_have_the_names_of_the_hub():
     assert header_of(elastic(sweep=sweep(metrics=("matthews",)))).metrics == ["matthews_correlation"]
 
 
+def test_the_split_is_the_one_that_was_measured():
+    def splits(card):
+        return {result.dataset_split for result in header_of(card).eval_results}
+
+    card = elastic(split="validation_matched")
+    assert splits(elastic()) == {"validation"} and splits(card) == {"validation_matched"}
+    assert splits(small_card(small(), card)) == {"validation_matched"}, "taken over"
+
+
 def test_nothing_measured_and_nothing_known():
     card = elastic(sweep=None, origin=None)
     header = header_of(card)

@@ -30,6 +30,7 @@ from dynabert.subnet import DepthRule, EncoderShape, LayerSlice, Subnet, SubnetG
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dynabert.hub import Upload
     from dynabert.sweep import Sweep
 
 
@@ -268,10 +269,14 @@ class ElasticModel:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         private: bool | None = None,
         sweep: "Sweep | None" = None,
-    ) -> None:
+        dry_run: bool = False,
+    ) -> "Upload":
         """Upload to a model repository of the Hugging Face hub, as `save_pretrained` writes it, with a model card.
 
+        :param private: see `dynabert.hub.push_folder`.
         :param sweep: what was measured, for the card.
+        :param dry_run: say what would be uploaded, and ask nothing of the hub.
+        :return: what was, or would be, uploaded.
         :raises DynabertError: see `dynabert.hub.push_folder`.
         """
         from tempfile import TemporaryDirectory
@@ -286,7 +291,7 @@ class ElasticModel:
             self.save_pretrained(folder, tokenizer=tokenizer)
             card = elastic_card(self.described, self.family, auto_class=auto, sweep=sweep)
             (folder / CARD).write_text(card, encoding="utf-8")
-            push_folder(folder, repo_id, private=private)
+            return push_folder(folder, repo_id, private=private, dry_run=dry_run)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, grid: SubnetGrid | None = None) -> "ElasticModel":

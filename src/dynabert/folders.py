@@ -13,6 +13,7 @@ One process at a time writes in a folder (of many ranks, rank 0).
 """
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
 from dynabert.files import (
@@ -47,7 +48,27 @@ CARD = "README.md"
 """What a folder says of itself; its owner may write another."""
 MANIFEST_VERSION = 1
 
+LONGEST_NAME = 100
+"""Characters of a name that a file is called by; file systems take 255 bytes, endings and temporary names included."""
+
 _BESIDE = re.compile(r"\.(?P<kind>tmp|old)-(?P<name>.+)-[0-9a-f]{8}", re.DOTALL)
+
+
+def file_name_of(name: str) -> str:
+    """What a file is called that is named for something: the name, or where that is long its beginning and a digest.
+
+    :param name: of letters that a file's name may have; that of a size, say, which names each layer where they differ.
+    :return: at most `LONGEST_NAME` characters, others for another name; an ending can be put behind them.
+    """
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
+
+
+def is_hidden(name: PurePath) -> bool:
+    """Whether a path relative to a folder is hidden there: such files are other programs', not part of a model."""
+    return any(part.startswith(".") for part in name.parts)
 
 
 def write_manifest(folder: StrPath) -> None:
@@ -72,9 +93,11 @@ def listed_in(folder: StrPath) -> tuple[str, ...]:
 def verify_manifest(folder: StrPath, *, edited: bool = True, alone: bool = True) -> None:
     """Check that a folder holds exactly what its manifest says: no file missing, extra, cut short or changed.
 
-    Guards against accidents, not against someone who rewrites the manifest too.
+    Hidden files that are not listed do not count: desktops, editors and file servers leave theirs anywhere. Guards
+    against accidents, not against someone who rewrites the manifest too.
 
-    :param edited: whether the model card may be one that its owner wrote, changed or deleted since.
+    :param edited: whether the model card may be one that its owner wrote, changed or deleted since, and hidden files be
+        there. If not the folder is as it was published, so that nobody's work is lost with it.
     :param alone: whether there may be nothing else. What a hub gives has files of the hub's own, and may be links into
         its cache: only what is listed counts then, and it is what it says wherever it lies.
     :raises ModelFileError: it does not; the line names the file and the reason.
@@ -84,7 +107,10 @@ def verify_manifest(folder: StrPath, *, edited: bool = True, alone: bool = True)
     if not root.is_dir():
         raise ModelFileError(f"{folder} is not a folder; check the path")
     listed = _read_manifest(root)
-    found = _files_of(root) if alone else {name: root / name for name in listed if (root / name).is_file()}
+    if alone:
+        found = _files_of(root, ignored=lambda name: edited and is_hidden(name) and name.as_posix() not in listed)
+    else:
+        found = {name: root / name for name in listed if (root / name).is_file()}
     for name in sorted((listed.keys() | found.keys()) - ({CARD} if edited else set())):
         if name not in found:
             raise _broken(root, name, "is missing")
@@ -286,13 +312,19 @@ def _force_to_disk(folder: Path) -> None:
         sync_folder(Path(root))
 
 
-def _files_of(folder: Path) -> dict[str, Path]:
-    """Every file under the folder but its manifest, by relative POSIX path in ascending order."""
+def _files_of(folder: Path, *, ignored: Callable[[PurePath], bool] = lambda name: False) -> dict[str, Path]:
+    """Every file under the folder but its manifest, by relative POSIX path in ascending order.
+
+    :param ignored: which paths are passed over, whatever is there.
+    """
     found = {}
     with storage_errors(folder):
         for root, folders, names in os.walk(folder, onerror=_raise):
             for path in (Path(root, name) for name in [*folders, *names]):
-                name = path.relative_to(folder).as_posix()
+                relative = path.relative_to(folder)
+                if ignored(relative):
+                    continue
+                name = relative.as_posix()
                 # A link can lead out of the folder, and opening a pipe never returns.
                 if path.is_symlink() or not (path.is_file() or path.is_dir()):
                     raise _broken(folder, name, "is not a plain file")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynabert.card_parts import HERE
 from dynabert.errors import DynabertError, ModelFileError, SettingError, StorageError
 from dynabert.files import storage_errors
-from dynabert.folders import CARD, MANIFEST, listed_in, verify_manifest
+from dynabert.folders import CARD, MANIFEST, is_hidden, listed_in, verify_manifest
 from dynabert.model_files import CONFIG, EXPORT_FILE, HUB_ID, one_line
 
 if TYPE_CHECKING:
@@ -50,11 +50,13 @@ def push_folder(
     :param folder: holds a model, or what `dynabert export` wrote; with a manifest it must be as the manifest says, its
         card excepted.
     :param repository: ``name`` or ``organisation/name``.
-    :param private: of a new repository; by default as the account has it.
+    :param private: whether others cannot see it: a new repository becomes so, and one that is there must be. By default
+        a new one is as the account has it, and any other stays as it is.
     :param dry_run: say what would be uploaded, and ask nothing of the hub.
     :param message: of the commit.
     :raises ModelFileError: no model folder, or a damaged one.
-    :raises SettingError: an impossible name, nobody is logged in, or the account may not write there.
+    :raises SettingError: an impossible name, a repository that is there and not as `private` says, nobody is logged in,
+        or the account may not write there.
     :raises StorageError: the hub cannot be reached, or fails.
     """
     if not re.fullmatch(HUB_ID, repository) or ".." in repository or "--" in repository:
@@ -86,7 +88,7 @@ def _files(folder: Path) -> dict[str, Path]:
         verify_manifest(folder)
     with storage_errors(folder):
         found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    seen = {name.as_posix(): path for name, path in found.items() if not any(p.startswith(".") for p in name.parts)}
+    seen = {name.as_posix(): path for name, path in found.items() if not is_hidden(name)}
     return dict(sorted(seen.items()))
 
 
@@ -105,6 +107,7 @@ def _send(additions: "list[CommitOperationAdd]", upload: Upload, *, private: boo
         if get_token() is None:
             raise SettingError("nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN to a write token")
         url = api.create_repo(upload.repository, private=private, exist_ok=True)
+        _check_visibility(api, url.repo_id, private)
         new = {addition.path_in_repo for addition in additions}
         gone = tuple(name for name in _published(api, url.repo_id) if name not in new)
         deletions = [CommitOperationDelete(name) for name in gone]
@@ -114,6 +117,17 @@ def _send(additions: "list[CommitOperationAdd]", upload: Upload, *, private: boo
     except Exception as error:  # the client raises its own, its HTTP library's and the operating system's errors
         raise _refusal(error, upload.repository) from error
     return Upload(url.repo_id, upload.files, str(url), gone)
+
+
+def _check_visibility(api: "HfApi", repository: str, private: bool | None) -> None:
+    """Refuse a repository that was there before, and that others can see, or not, against what was asked for."""
+    there = None if private is None else api.repo_info(repository).private
+    if there is not None and there != private:
+        found, asked = ("private", "public") if there else ("public", "private")
+        raise SettingError(
+            f"{repository} is there already, {found} and not {asked}, so nothing was uploaded; change that in its "
+            f"settings on the hub, or take another name"
+        )
 
 
 def _published(api: "HfApi", repository: str) -> list[str]:

@@ -76,7 +76,9 @@ def write_card(out: str | Path, sweep: Sweep | None, deployed: Sequence[Sweep] =
     path = folder / CARD
     family, shape, head = read_shape(folder)
     sizes, loader = described(folder, shape), auto_class(head)
-    card = elastic_card(sizes, family, auto_class=loader, sweep=sweep, deployed=deployed, origin=origin_of(out))
+    origin = origin_of(out)
+    split = TASKS[origin.task].validations[0] if origin.task in TASKS else "validation"
+    card = elastic_card(sizes, family, auto_class=loader, sweep=sweep, deployed=deployed, origin=origin, split=split)
     with storage_errors(path):
         former = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if former and not is_unedited(former) and not force:

@@ -28,7 +28,7 @@ def push(
     model: Annotated[Path, typer.Argument(help="A run folder, or any model or exported folder.", show_default=False)],
     repository: Annotated[str, typer.Argument(help="Repository of the hub: me/my-model.", show_default=False)],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Of a new repository; by default as the account has it.")
+        bool | None, typer.Option("--private/--public", help="A new repository becomes so, one that is there must be.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and upload nothing.")] = False,
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dynabert.processor import int8_overflows
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
     import torch
     from transformers import PreTrainedModel
 
@@ -146,12 +148,18 @@ def _quantise(plain: Path, target: Path, *, rows: "_Rows | None", unquantised: S
         quantize_static(plain, target, rows, quant_format=QuantFormat.QDQ, **common)
 
 
-def graph_of(model: "PreTrainedModel", *, opset: int = ATTENTION_OPSET) -> "torch.onnx.ONNXProgram":
-    """A model as an ONNX graph with any number of rows and tokens; its one output is called logits."""
+def graph_of(
+    model: "PreTrainedModel", *, opset: int = ATTENTION_OPSET, as_they_are: bool = False
+) -> "torch.onnx.ONNXProgram":
+    """A model as an ONNX graph with any number of rows and tokens; its one output is called logits.
+
+    :param as_they_are: keep all weights so. Otherwise the exporter puts what it can work out of a weight, transposed or
+        a part of it, in its place: alone that is as good, but two graphs then have no weight in common.
+    """
     import torch
 
     with quiet(*_NOISY), needing("onnxruntime"):
-        import onnxscript  # noqa: F401 (torch.onnx.export needs it, and would not say so in one line)
+        from onnxscript import optimizer  # torch.onnx.export needs the package, and would not say so in one line
     inputs = {name: torch.from_numpy(array) for name, array in example_inputs(model).items()}
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
     with quiet(*_NOISY):
@@ -164,14 +172,25 @@ def graph_of(model: "PreTrainedModel", *, opset: int = ATTENTION_OPSET) -> "torc
             output_names=["logits"],
             opset_version=opset,
             verbose=False,
+            optimize=not as_they_are,
         )
-    assert program is not None
+        assert program is not None
+        if as_they_are:
+            names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            optimizer.optimize_ir(program.model, should_fold=partial(_unless_of, names))
     return program
 
 
-def save_graph(model: "PreTrainedModel", path: Path, *, opset: int = ATTENTION_OPSET) -> None:
-    """Write a model as an ONNX graph, its weights in one file beside it."""
-    program = graph_of(model, opset=opset)
+def _unless_of(names: set[str], node: "onnx_ir.Node") -> bool | None:
+    """That a node must not be worked out, where it takes a weight of those names; None leaves it to the exporter."""
+    return False if any(value is not None and value.name in names for value in node.inputs) else None
+
+
+def save_graph(
+    model: "PreTrainedModel", path: Path, *, opset: int = ATTENTION_OPSET, as_they_are: bool = False
+) -> None:
+    """Write a model as an ONNX graph, its weights in one file beside it; for the parameters see `graph_of`."""
+    program = graph_of(model, opset=opset, as_they_are=as_they_are)
     with quiet(*_NOISY):
         program.save(path, external_data=True)
 
