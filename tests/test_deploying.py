@@ -60,6 +60,7 @@ def test_a_run_is_told_where_its_rows_are(
     assert f"the rows of {run} are those of" in output(capsys)
     assert call(monkeypatch, "moved", str(run), str(train_file.parent), "--json") == 0
     assert json.loads(output(capsys))["source"]["train"] == str(train_file)
+    assert "dynabert moved" not in capsys.readouterr().err
     assert call(monkeypatch, "moved", str(run), str(tmp_path)) == 3
     assert "no such file" in capsys.readouterr().err and Saved.of(run).source.train == train_file
 
@@ -72,7 +73,13 @@ def test_the_time_of_other_sizes_is_predicted(
     said = json.loads(output(capsys))
     assert 0 < said["ms"]["h1-n0.5-d0.5"] <= said["ms"]["w1-d1"] and (said["batch"], said["seq"]) == (1, 8)
     assert call(monkeypatch, "measure", str(measured), *form, "--predict", "h1-n0.5-d0.5") == 0
-    assert (said := output(capsys)).startswith("h1-n0.5-d0.5: about ") and "left out in turn" in said
+    assert (text := output(capsys)).startswith("h1-n0.5-d0.5: about ") and "left out in turn" in text
+    other = ("--predict", "w1-d1", "--batch", "2", "--seq", "16", "--json")
+    assert call(monkeypatch, "measure", str(measured), *form, *other) == 0
+    said = json.loads(output(capsys))
+    assert (said["batch"], said["seq"]) == (2, 16)
+    assert call(monkeypatch, "measure", str(measured), *form, "--predict", "w1-d1", "--batch", "1,2") == 2
+    assert "--predict takes one" in capsys.readouterr().err
 
 
 def test_a_size_of_an_elastic_folder_predicts_as_when_it_is_cut_out(

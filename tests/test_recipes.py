@@ -191,6 +191,8 @@ def test_another_rate_keeps_the_ratios_of_the_stages():
     ending = RECIPES["default"].adjusted(finetune=1)
     assert [stage.lr for stage in ending.stages] == [1e-4, 2e-5] and ending.lr == 1e-4
     assert ending.at_lr(ending.lr) == ending
+    uneven = replace(ending, stages=(replace(ending.stages[0], lr=3e-4), replace(ending.stages[1], lr=3e-5)))
+    assert uneven.at_lr(3e-4) == uneven, "to the last bit"
     assert [stage.lr for stage in ending.at_lr(3e-4).stages] == pytest.approx([3e-4, 6e-5])
 
 

@@ -26,6 +26,7 @@ from dynabert.recipes import RECIPES
 from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run, moved, rows_of
 from dynabert.run import train, train_teacher
 from dynabert.run_folder import locked, read_metrics
+from dynabert.studies.study import Study
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.sweep import LatencySettings
 
@@ -81,17 +82,34 @@ def test_rows_that_have_moved_are_read_where_they_are_now(finished: Path, tmp_pa
     saved = json.loads((run / "run.json").read_text())
     gone = {name: f"/gone/{Path(saved['source'][name]).name}" for name in ("train", "validation")}
     (run / "run.json").write_text(json.dumps({**saved, "source": {**saved["source"], **gone}}))
-    with pytest.raises(DataError, match="elsewhere now: dynabert moved RUN DIR"):
+    with pytest.raises(DataError, match="where they are now: dynabert moved RUN DIR"):
         measure_run(run, latency=None)
-    with pytest.raises(DataError, match="dynabert moved"):
+    with pytest.raises(DataError, match="no such file"):
         moved(run, tmp_path)
+    moved(run, rows)
+    kept, again = Study(run)._digest("settings"), shutil.copytree(rows, tmp_path / "again")
+    moved(run, again)
+    assert Study(run)._digest("settings") == kept, "what studies have trained is known again"
     moved(run, rows)
     assert [row.quality for row in measure_run(run, latency=None).rows] == [
         row.quality for row in load_sweep(finished).rows
     ]
     (rows / source.validation.name).write_text((rows / source.validation.name).read_text() + "one more,bad\n")
-    with pytest.raises(DataError, match="have changed since"):
+    with pytest.raises(DataError, match="holds other rows than those"):
         moved(run, rows)
+    with pytest.raises(DataError, match="have changed since"):
+        measure_run(run, latency=None)
+
+
+def test_sources_move_by_their_names(tmp_path: Path) -> None:
+    own = {"text": "text", "label": "label"}
+    files = Source(train=Path("a/train.csv"), validation=Path("b/dev.csv"), **own)
+    there = files.moved_to(tmp_path)
+    assert (there.train, there.validation) == (tmp_path / "train.csv", tmp_path / "dev.csv")
+    assert there.missing() == tmp_path / "train.csv" and Source("sst2", tmp_path).missing() is None
+    assert Source("sst2").moved_to(tmp_path) == Source("sst2", tmp_path)
+    with pytest.raises(SettingError, match=r"both files are called rows\.csv"):
+        Source(train=Path("a/rows.csv"), validation=Path("b/rows.csv"), **own).moved_to(tmp_path)
 
 
 def test_what_does_without_training_rows_does_not_tokenize_them(

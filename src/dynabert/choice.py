@@ -42,7 +42,7 @@ class Budget:
     :param max_latency_ms: latency at most, in milliseconds.
     :param min_throughput: inputs in a second at least, one call after the other.
     :param max_file_mb: size of the exported files at most, in millions of bytes.
-    :param max_memory_mb: memory that running it adds to a process at most, likewise.
+    :param max_memory_mb: memory that running it takes on top of the engine's own at most, likewise.
     :param min_metric: main metric at least, in its own unit (0.9, not 90).
     :param must_load: with what it must load, a key of `LOADS`.
     :raises SettingError: an unknown `must_load`, or a bound that is not a number.

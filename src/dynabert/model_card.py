@@ -196,8 +196,8 @@ def _deployed(sweep: Sweep) -> str:
     return (
         f"In {latency.dtype}, run by {context.machine.engine} on {machine_line(context.machine)}; metric and "
         f"{context.agreement.name} are those of the written files, on the same {context.n_rows:,} rows. Memory: what "
-        f"running one at the largest shape adds to a process. Milliseconds: medians of {latency.repeats} calls of so "
-        f"many sequences x tokens.\n\n"
+        f"running one at the largest shape takes on top of the engine's own. Milliseconds: medians of "
+        f"{latency.repeats} calls of so many sequences x tokens.\n\n"
         f"{table(head, lines)}"
     )
 

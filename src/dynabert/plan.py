@@ -64,11 +64,21 @@ class Source:
         )
 
     def moved_to(self, folder: Path) -> "Source":
-        """The same rows in another folder: the files of a task, or those of one's own by the names that they had."""
+        """The same rows in another folder: the files of a task, or those of one's own by the names that they had.
+
+        :raises SettingError: one's own files have one name.
+        """
         if self.task is not None:
             return replace(self, folder=folder)
         assert self.train and self.validation, "checked on construction"
+        if self.train.name == self.validation.name:
+            raise SettingError(f"both files are called {self.train.name}, so they cannot lie in one folder")
         return replace(self, train=folder / self.train.name, validation=folder / self.validation.name)
+
+    def missing(self) -> Path | None:
+        """The first of its files and folders that is not there; None where all are, or on the hub."""
+        paths = (self.folder, self.train, self.validation)
+        return next((path for path in paths if path is not None and not path.expanduser().exists()), None)
 
     def to_json(self) -> dict[str, str | int | None]:
         """Plain values, paths absolute, so that the run can be measured from any folder."""
@@ -177,6 +187,8 @@ def fingerprint(
         "widths": list(plan.grid.widths),
         "depths": list(plan.grid.depths),
         "depth_rule": plan.depth_rule,
+        # Until that was written down, networks of this rule learnt other states.
+        **({"matched": "own outputs"} if plan.depth_rule == "text" else {}),
         "order": plan.order,
         "teacher": asdict(plan.teacher) if isinstance(plan.teacher, Stage) else None,
         "recipe": asdict(plan.recipe),

@@ -127,6 +127,8 @@ class Recipe:
 
     def at_lr(self, lr: float) -> "Recipe":
         """The same plan with another highest learning rate; those of its stages keep their ratios."""
+        if lr == self.lr:
+            return self  # to the last bit
         stages = (replace(stage, lr=lr * (stage.lr / self.lr)) for stage in self.stages)
         return replace(self, stages=tuple(stages))
 

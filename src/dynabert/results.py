@@ -14,6 +14,7 @@ import torch
 from dynabert.cut import described
 from dynabert.data import Roles
 from dynabert.deployed import measure_deployed, parity_of, random_arrays
+from dynabert.description import Description
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, longest_input
 from dynabert.engines import computing_engine, engine_of
@@ -47,6 +48,9 @@ PLAIN = ("torch", "fp32")
 """Engine and dtype that a sweep has if nothing else is said."""
 
 IMPORTANCE_FILE = "importance.safetensors"
+
+ROWS_AT = "rows_at"
+"""In `run.json`: where the rows are now, if not where they were."""
 
 log = logging.getLogger("dynabert")
 
@@ -173,6 +177,8 @@ class Saved:
     """What a run folder says that it was made with.
 
     :param model: the encoder: a folder, or a name on the hub.
+    :param source: where its rows are now, see `moved`.
+    :param made_from: where they were when it was made.
     :param plan: with the teacher decided on.
     :param data: fingerprint of its rows.
     :param encoder: digest of the encoder's weights.
@@ -180,6 +186,7 @@ class Saved:
 
     model: str
     source: Source
+    made_from: Source
     plan: Plan
     data: str
     encoder: str
@@ -194,20 +201,20 @@ class Saved:
         saved = read_json(path)
         try:
             identity = saved["fingerprint"]
-            source, plan = Source.from_json(saved["source"]), plan_of(identity)
-            return cls(saved["model"], source, plan, identity["data"], identity["model"])
+            made_from = Source.from_json(saved["source"])
+            source = Source.from_json(saved[ROWS_AT]) if ROWS_AT in saved else made_from
+            return cls(saved["model"], source, made_from, plan_of(identity), identity["data"], identity["model"])
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
 
     def roles(self) -> tuple[Task, Roles]:
-        """The task and the rows of the run, loaded from where it had them.
+        """The task and the rows of the run, loaded from where they are.
 
         :raises DataError: they have changed since, or are not there.
         """
-        try:
-            task, roles = self.source.load()
-        except DataError as error:
-            raise DataError(f"{error}; rows of a run that are elsewhere now: dynabert moved RUN DIR") from error
+        if gone := self.source.missing():
+            raise DataError(f"{gone}: the rows of this run are not there; where they are now: dynabert moved RUN DIR")
+        task, roles = self.source.load()
         if roles.fingerprint != self.data:
             raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
         return task, roles
@@ -225,13 +232,16 @@ def moved(out: str | Path, folder: str | Path) -> Source:
 
     :param folder: that holds the files of its task, or its own files by the names that they had.
     :raises DataError: there are no such rows, or others than those of the run.
+    :raises SettingError: its own files had one name, so that they cannot lie in one folder.
     """
     out = Path(out)
     saved = Saved.of(out)
-    source = saved.source.moved_to(Path(folder))
-    replace(saved, source=source).roles()
+    source = saved.made_from.moved_to(Path(folder))
+    _, roles = source.load()
+    if roles.fingerprint != saved.data:
+        raise DataError(f"{folder} holds other rows than those that {out} was made from; give the folder of these")
     with locked(out):
-        write_json(run_file(out), {**read_json(run_file(out)), "source": source.to_json()})
+        write_json(run_file(out), {**read_json(run_file(out)), ROWS_AT: source.to_json()})
     return source
 
 
@@ -331,6 +341,13 @@ def _differences_here(sweep: Sweep) -> tuple[str, ...]:
     return there.differences(machine_of(device, n_threads=there.n_threads, engine=name))
 
 
+def sizes_of_run(out: str | Path) -> Description:
+    """The sizes of a finished run, and what each keeps."""
+    folder = finished(out)
+    _, shape, _ = read_shape(folder)
+    return described(folder, shape)
+
+
 def latency_model_of(out: str | Path, sweep: Sweep) -> LatencyModel:
     """How long other sizes of a finished run take than those that were measured.
 
@@ -338,9 +355,7 @@ def latency_model_of(out: str | Path, sweep: Sweep) -> LatencyModel:
     :param sweep: of its grid.
     :raises SettingError: no latency, or too few sizes.
     """
-    folder = finished(out)
-    _, shape, _ = read_shape(folder)
-    return LatencyModel.fit(sweep, described(folder, shape))
+    return LatencyModel.fit(sweep, sizes_of_run(out))
 
 
 def extract_run(out: str | Path, subnet: Subnet, folder: str | Path, *, pad_heads: bool = False) -> Extracted:

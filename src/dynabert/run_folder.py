@@ -167,7 +167,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            raise SettingError(f"{out} is in use by {who}; wait until it has ended, or give another --out") from None
+            raise SettingError(f"{out} is in use by {who}; wait until it has ended") from None
         except OSError as error:  # a file system without locks
             log.warning("cannot lock %s (%s): make sure that no other process works in it", out, error)
         with suppress(OSError):  # only for the message above

@@ -43,8 +43,13 @@ def measure(
     width: Width = None,
     depth: Depth = None,
     subnets: Annotated[str | None, typer.Option(help="Several sizes by commas.")] = None,
-    batch: Annotated[str, typer.Option(help="Sequences in one timed call; several by commas: 1,8,32.")] = "1",
-    seq: Annotated[str, typer.Option(help="Tokens of each; several by commas. FLOPs are at the first length.")] = "128",
+    batch: Annotated[
+        str | None, typer.Option(help="Sequences in one timed call, 1 by default; several by commas: 1,8,32.")
+    ] = None,
+    seq: Annotated[
+        str | None,
+        typer.Option(help="Tokens of each, 128 by default; several by commas. FLOPs are at the first length."),
+    ] = None,
     dtype: Dtype = "fp32",
     engine: Engine = "torch",
     repeats: Annotated[int, typer.Option(help="Timed calls of each size, interleaved; the median counts.")] = 20,
@@ -73,7 +78,8 @@ def measure(
     from dynabert.sweep import LatencySettings
 
     if predict is not None:
-        _predicted(run, subnets_of(predict), engine, dtype, as_json=as_json)
+        shape = (_one("batch", batch), _one("seq", seq))
+        _predicted(run, subnets_of(predict), _times(run, engine, dtype, shape, any_machine=False), as_json=as_json)
         return
     given = (subnets, subnet, width, depth)
     chosen = None if given == (None, None, None, None) else sizes_of(*given)
@@ -81,7 +87,7 @@ def measure(
         raise SettingError(
             f"{engine} {dtype} is measured with its latency and on the CPU; leave --no-latency and --device out"
         )
-    shapes = counts_of("batch", batch), counts_of("seq", seq)
+    shapes = counts_of("batch", batch or "1"), counts_of("seq", seq or "128")
     settings = LatencySettings(*shapes, repeats, dtype, engine, threads) if latency else None
     with progress_bars() as bars:
         sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring, device=device)
@@ -90,12 +96,20 @@ def measure(
         typer.echo(latency_model_of(run, sweep).describe())
 
 
-def _predicted(run: Path, sizes: "Sequence[Subnet]", engine: str, dtype: str, *, as_json: bool) -> None:
-    """Print the milliseconds that sizes would take."""
-    from dynabert.results import latency_model_of, load_sweep
+def _one(option: str, text: str | None) -> int | None:
+    """The number of an option that may have several; None where it is not given."""
+    numbers = () if text is None else counts_of(option, text)
+    if len(numbers) > 1:
+        raise SettingError(f"--{option} {text!r} has several; --predict takes one")
+    return numbers[0] if numbers else None
 
-    model = latency_model_of(run, load_sweep(run, engine=engine, dtype=dtype))
-    times = {size.name: model.ms(size.slices(model.encoder)) for size in sizes}
+
+def _predicted(run: Path, sizes: "Sequence[Subnet]", sweep: "Sweep", *, as_json: bool) -> None:
+    """Print the milliseconds that sizes would take."""
+    from dynabert.results import latency_model_of, sizes_of_run
+
+    model, described = latency_model_of(run, sweep), sizes_of_run(run)
+    times = {size.name: model.ms(described.slices(size)) for size in sizes}
     if as_json:
         print_json({"batch": model.batch, "seq": model.seq, "error": model.error, "worst": model.worst, "ms": times})
         return

@@ -128,7 +128,8 @@ def moved(
     """Tell a run where its rows are, on another machine say; they must be the ones that it was made from.
 
     DATA holds the files of its task, or its own files by the names that they had. Measuring, exporting, searching and
-    studies read them.
+    studies read them. Other seeds of a study, and methods that fine-tune the encoder itself, also need the encoder
+    where it was.
     """
     from dynabert.results import moved as note
 

@@ -32,7 +32,7 @@ COST_TITLES: dict[CostName, str] = {
     "flops": "Encoder FLOPs of a sequence (thousand millions)",
     "latency_ms": "Latency (ms)",
     "file_bytes": "Files (MB)",
-    "peak_bytes": "Memory that it adds to a process (MB)",
+    "peak_bytes": "Memory on top of the engine's own (MB)",
 }
 
 

@@ -72,7 +72,9 @@ def fronts(sweeps: dict[str, Sweep]) -> Table:
 
 def measures(sweep: Sweep) -> dict[str, str]:
     """What the grid can show of a Subnet: keys and what they mean."""
-    more = {"kept": "kept of the teacher's metric, %", "agreement": "agreement with the teacher, %"}
+    agreement = sweep.context.agreement
+    told = f"{agreement.name} with the teacher" + ("" if agreement.is_correlation else ", %")
+    more = {"kept": "kept of the teacher's metric, %", "agreement": told}
     return {name: name for name in sweep.rows[0].quality.metrics} | more
 
 
@@ -87,7 +89,7 @@ def grid(sweep: Sweep) -> Table:
         ]
         known = [value for value in values if value is not None]
         low, high = min(known, default=0.0), max(known, default=0.0)
-        percent = measure in ("kept", "agreement")
+        percent = measure == "kept" or (measure == "agreement" and not sweep.context.agreement.is_correlation)
         for ((width, depth), row), value in zip(found, values, strict=True):
             if value is not None:
                 rows.append(

@@ -91,6 +91,8 @@ def search_run(
     run, device = Path(run), pick_device(device)
     elastic, saved = load_result(run), Saved.of(run)
     timed = _timed(budget, sweep, elastic)
+    if timed is not None:
+        pick_device(timed.device)  # where what is found will be measured
     space = space_of(elastic, budget, timed)
     prepared = saved.rows(load_tokenizer(run / "elastic"))
     elastic.to(device)

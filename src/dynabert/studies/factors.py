@@ -149,6 +149,7 @@ def variants_of(plan: Plan, factors: Sequence[str], *, regression: bool = False)
     for asked in factors:
         factor, only = parsed(asked)
         variants = FACTORS[factor](plan) if factor in FACTORS else {}
+        variants = {name: changed for name, changed in variants.items() if changed.recipe.stages}
         if only and only not in variants:
             raise SettingError(one_of(f"variant of {factor}", only, variants))
         if only and _same(variants[only], plan):
@@ -160,7 +161,7 @@ def variants_of(plan: Plan, factors: Sequence[str], *, regression: bool = False)
     found: dict[tuple[str, str], Plan] = {}
     for key, changed in chosen.items():
         known = (other for (factor, _), other in found.items() if factor == key[0])
-        if changed.recipe.stages and not any(_same(changed, other) for other in (plan, *known)):
+        if not any(_same(changed, other) for other in (plan, *known)):
             found[key] = changed
     return found
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 STUDIES = "studies"
 MASKED_HEAD = "ForMaskedLM"
+_TEXT_RULE = "text, own outputs"  # what was kept before networks of this rule learnt these is out of date
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Study:
     def _digest(self, settings: object) -> str:
         """Of all that a trial depends on; times are in it, so that those of another kind of device are not taken."""
         device = torch.device(self.device).type
-        known = [settings, self.saved.data, self.source.to_json(), *([] if device == "cpu" else [device])]
+        source = replace(self.saved.made_from, limit=self.source.limit)  # wherever the rows are now
+        known = [settings, self.saved.data, source.to_json(), *([] if device == "cpu" else [device])]
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     def network(self, seed: int) -> ElasticModel:
@@ -255,7 +257,8 @@ class Study:
         plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
         unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
         recipe, grid, batching = asdict(unnamed.recipe), asdict(plan.grid), asdict(plan.batching)
-        settings = (recipe, grid, batching, plan.depth_rule, plan.order, plan.training.precision, seed)
+        rule = _TEXT_RULE if plan.depth_rule == "text" else plan.depth_rule
+        settings = (recipe, grid, batching, rule, plan.order, plan.training.precision, seed)
         work = self.folder / "running" / self._digest(settings)
         made: list[ElasticMethod] = []
 
