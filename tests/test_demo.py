@@ -185,8 +185,9 @@ def test_a_folder_of_another_demo_is_refused_before_anything_is_written(tmp_path
     former = [replace(plan, training=replace(plan.training, seed=6)), Plan()]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
+    source = Source("sst2")
     for other in former:
-        monkeypatch.setattr(Saved, "of", lambda out, other=other: Saved("", Source("sst2"), other, ""))
+        monkeypatch.setattr(Saved, "of", lambda out, other=other: Saved("", source, source, other, "", ""))
         with pytest.raises(SettingError, match=r"run of another seed or recipe .* delete that folder"):
             prepare(tmp_path / "run", seed=5, settings=settings)
     monkeypatch.undo()

@@ -169,7 +169,7 @@ def test_what_only_the_validation_rows_show_is_refused_with_both_numbers(
 
 
 def test_equal_metrics_are_within_a_limit_of_nothing(elastic: ElasticModel, checks: Checks) -> None:
-    making = _Making(elastic, SMALL, ExportSettings("onnxruntime", max_metric_drop=0.01), checks, None)
+    making = _Making(elastic, SMALL, ExportSettings("onnxruntime", max_metric_drop=0.01, **QUICK), checks, None)
     assert making.is_within(0.93 - 0.92) and 0.93 - 0.92 > 0.01 and not making.is_within(0.0101)
 
 

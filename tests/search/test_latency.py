@@ -203,7 +203,7 @@ def test_from_the_command_line_on_an_engine(
     assert call(monkeypatch, *arguments, *form) == 0
     shown = capsys.readouterr().out.splitlines()
     found = json.loads((run / "search" / "latency-ms-4-onnxruntime-fp32-2x16.json").read_text())["result"]
-    how = "--engine onnxruntime --dtype fp32 --out deploy/"
+    how = "--engine onnxruntime --dtype fp32 --batch 2 --seq 16 --out deploy/"
     assert shown[-1] == f"write it: dynabert export {run} --subnet {found['found']} {how}"
     options = "--batch 1,2 --seq 8,16 --repeats 3 --engine onnxruntime"  # as the grid was measured
     assert shown[-2] == f"have pick know it: dynabert measure {run} --subnets {found['found']} {options}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_job import small_plan, write_job
+from small_job import small_plan, write_job, write_rows
 
 from dynabert.errors import SettingError
 from dynabert.plan import Plan
@@ -215,6 +215,8 @@ def test_all_factors_that_the_field_asks_for_are_there() -> None:
 
 def test_tasks_are_averaged(run: Path, tmp_path: Path) -> None:
     encoder, source = write_job(tmp_path)
+    assert source.validation is not None
+    write_rows(source.validation, 40, seed=9)  # rows of its own
     train(encoder, source, tmp_path / "run", plan=small_plan(seed=7), latency=None)
     settings = {"factors": ["schedule"], "n_seeds": 1, "lrs": (2e-3,), "budget": 0.3}
     alone = [ablate(folder, **settings) for folder in (run, tmp_path / "run")]

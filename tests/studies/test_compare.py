@@ -105,7 +105,6 @@ def test_another_recipe_can_stand_for_ours(run: Path) -> None:
     assert (own.recipe, other.recipe) == ("two-stage", "default")
     assert "ours: dynabert, recipe default" in " ".join(other.table().split())
     assert other.training_flops == own.training_flops
-    assert compare(run, run, recipe="default", **settings).recipe == "default"
     ours, theirs = ([row for row in result.standings if row.method == OURS] for result in (own, other))
     assert [row.n_steps for row in ours] != [row.n_steps for row in theirs]
     for result in (own, other):
