@@ -19,7 +19,8 @@ from dynabert.job import EVALUATION_BATCH
 from dynabert.loading import load_tokenizer
 from dynabert.measure import predict
 from dynabert.measurement import ENGINE_DTYPES
-from dynabert.results import Saved, load_result
+from dynabert.results import load_result
+from dynabert.saved import Saved
 from dynabert.subnet import Subnet
 from dynabert.tasks import Task
 

@@ -18,7 +18,8 @@ from common import finish, machine, options, table
 
 from dynabert.loading import load_tokenizer
 from dynabert.precision import TrainingViews
-from dynabert.results import Saved, load_result
+from dynabert.results import load_result
+from dynabert.saved import Saved
 from dynabert.search import CostLimit, seeds_of, space_of
 from dynabert.search.explore import N_FIRST
 from dynabert.search.sampling import Sampler

@@ -23,7 +23,7 @@ from common import finish, machine, options, table
 from dynabert.errors import SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of
-from dynabert.results import Saved
+from dynabert.saved import Saved
 from dynabert.search import (
     ALIKE,
     N_RESAMPLES,

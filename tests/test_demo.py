@@ -22,7 +22,7 @@ from dynabert.demo import (
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.families import family_of
 from dynabert.plan import Plan, Source
-from dynabert.results import Saved
+from dynabert.saved import Saved
 
 N_ROWS = 3000
 

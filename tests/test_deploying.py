@@ -9,8 +9,9 @@ from calling import call
 from small_job import small_plan, write_run
 
 from dynabert.errors import SettingError
-from dynabert.results import Saved, card_of_run, check_machine, load_sweep, sweep_file, without_foreign_times
+from dynabert.results import card_of_run, check_machine, load_sweep, sweep_file, without_foreign_times
 from dynabert.run import train
+from dynabert.saved import Saved
 from dynabert.sweep import LatencySettings, Sweep
 
 

@@ -23,9 +23,10 @@ from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
 from dynabert.recipes import RECIPES
-from dynabert.results import Saved, extract_run, load_result, load_sweep, measure_run, moved, rows_of
+from dynabert.results import extract_run, load_result, load_sweep, measure_run, rows_of
 from dynabert.run import train, train_teacher
 from dynabert.run_folder import locked, read_metrics
+from dynabert.saved import Saved, moved
 from dynabert.studies.study import Study
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.sweep import LatencySettings

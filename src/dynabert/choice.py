@@ -45,7 +45,7 @@ class Budget:
     :param max_memory_mb: memory that running it takes on top of the engine's own at most, likewise.
     :param min_metric: main metric at least, in its own unit (0.9, not 90).
     :param must_load: with what it must load, a key of `LOADS`.
-    :raises SettingError: an unknown `must_load`, or a bound that is not a number.
+    :raises SettingError: an unknown `must_load`, or a bound that is not a finite number.
     """
 
     max_params: float | None = None

@@ -316,7 +316,7 @@ def prepare(
     from dynabert.distill import Training
     from dynabert.plan import Batching, Plan, Source
     from dynabert.recipes import RECIPES, TEACHER
-    from dynabert.results import Saved
+    from dynabert.saved import Saved
 
     plan = Plan(
         recipe=RECIPES["default"].adjusted(epochs=settings.epochs, lr=settings.lr),

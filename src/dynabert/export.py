@@ -33,8 +33,9 @@ from dynabert.measure import check_length, fingerprint_of, labels_of, machine_of
 from dynabert.measurement import LatencySettings, listed
 from dynabert.model_files import EXPORT_FILE
 from dynabert.processor import int8_overflows
-from dynabert.results import Saved, load_result
+from dynabert.results import load_result
 from dynabert.run_card import origin_of
+from dynabert.saved import Saved
 from dynabert.statistics import ROW_METRICS
 from dynabert.subnet import Subnet
 from dynabert.tasks import Task

@@ -1,4 +1,4 @@
-"""What a finished run has given: network, teacher, sweep, small models cut out of it, and what it was made with."""
+"""What a finished run has given: network, teacher, sweep, small models cut out of it."""
 
 import logging
 import math
@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from dynabert.cut import described
-from dynabert.data import Roles
 from dynabert.deployed import measure_deployed, parity_of, random_arrays
 from dynabert.description import Description
 from dynabert.distributed import ALONE, World
 from dynabert.elastic import ElasticModel, longest_input
 from dynabert.engines import computing_engine, engine_of
 from dynabert.engines.torch_engine import TorchSession
-from dynabert.errors import DataError, ModelFileError, SettingError, StorageError
+from dynabert.errors import ModelFileError, SettingError, StorageError
 from dynabert.exported import Parity
 from dynabert.extraction import Extracted, check_place, extract_folder
-from dynabert.files import read_json, write_json
 from dynabert.folders import CARD, verify_manifest
 from dynabert.job import Prepared, pick_device
 from dynabert.joining import Fingerprint, joined, measure_command
@@ -31,26 +29,22 @@ from dynabert.loading import load, load_tokenizer, read_shape
 from dynabert.measure import LatencySettings, Progress, check_length, fingerprint_of, machine_of, measure, predict
 from dynabert.measurement import Timing
 from dynabert.model_files import CONFIG
-from dynabert.plan import Plan, Source, plan_of
 from dynabert.rewire import Importance, reordered, rewire
 from dynabert.run_card import origin_of, refresh_card, write_card
-from dynabert.run_folder import RUN_FILE, locked
+from dynabert.run_folder import locked
+from dynabert.saved import Saved, is_run, run_file
 from dynabert.subnet import Subnet
 from dynabert.sweep import ENGINE_DTYPES, Sweep
-from dynabert.tasks import Task
 from dynabert.timing import timings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 SWEEP_FILE = "sweep.json"
 PLAIN = ("torch", "fp32")
 """Engine and dtype that a sweep has if nothing else is said."""
 
 IMPORTANCE_FILE = "importance.safetensors"
-
-ROWS_AT = "rows_at"
-"""In `run.json`: where the rows are now, if not where they were."""
 
 log = logging.getLogger("dynabert")
 
@@ -170,89 +164,6 @@ def beside_teacher(
         progress=progress,
         world=world,
     )
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a run folder says that it was made with.
-
-    :param model: the encoder: a folder, or a name on the hub.
-    :param source: where its rows are now, see `moved`.
-    :param made_from: where they were when it was made.
-    :param plan: with the teacher decided on.
-    :param data: fingerprint of its rows.
-    :param encoder: digest of the encoder's weights.
-    """
-
-    model: str
-    source: Source
-    made_from: Source
-    plan: Plan
-    data: str
-    encoder: str
-
-    @classmethod
-    def of(cls, out: str | Path) -> "Saved":
-        """Read it from a run folder.
-
-        :raises ModelFileError: not a run folder, or one of another version.
-        """
-        path = run_file(Path(out))
-        saved = read_json(path)
-        try:
-            identity = saved["fingerprint"]
-            made_from = Source.from_json(saved["source"])
-            source = Source.from_json(saved[ROWS_AT]) if ROWS_AT in saved else made_from
-            return cls(saved["model"], source, made_from, plan_of(identity), identity["data"], identity["model"])
-        except (KeyError, TypeError) as error:
-            raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
-
-    def roles(self) -> tuple[Task, Roles]:
-        """The task and the rows of the run, loaded from where they are.
-
-        :raises DataError: they have changed since, or are not there.
-        """
-        if gone := self.source.missing():
-            raise DataError(f"{gone}: the rows of this run are not there; where they are now: dynabert moved RUN DIR")
-        task, roles = self.source.load()
-        if roles.fingerprint != self.data:
-            raise DataError("the rows that this run was made from have changed since; bring them back, or train again")
-        return task, roles
-
-    def rows(self, tokenizer: "PreTrainedTokenizerBase") -> Prepared:
-        """The same in batches, as the run had them.
-
-        :raises DataError: they have changed since.
-        """
-        return Prepared.of(*self.roles(), tokenizer, self.plan)
-
-
-def moved(out: str | Path, folder: str | Path) -> Source:
-    """Take note of where the rows of a run are now: on another machine, say.
-
-    :param folder: that holds the files of its task, or its own files by the names that they had.
-    :raises DataError: there are no such rows, or others than those of the run.
-    :raises SettingError: its own files had one name, so that they cannot lie in one folder.
-    """
-    out = Path(out)
-    saved = Saved.of(out)
-    source = saved.made_from.moved_to(Path(folder))
-    _, roles = source.load()
-    if roles.fingerprint != saved.data:
-        raise DataError(f"{folder} holds other rows than those that {out} was made from; give the folder of these")
-    with locked(out):
-        write_json(run_file(out), {**read_json(run_file(out)), ROWS_AT: source.to_json()})
-    return source
-
-
-def run_file(out: Path) -> Path:
-    """The file that says what a run is made of.
-
-    :raises ModelFileError: not a run folder.
-    """
-    if not is_run(out):
-        raise ModelFileError(f"{out} is not a run folder (no {RUN_FILE}); give the --out of a `dynabert train`")
-    return out / RUN_FILE
 
 
 def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = False) -> ElasticModel:
@@ -475,11 +386,6 @@ def _read_deployed(out: Path, form: tuple[str, str], own: Sweep) -> Sweep:
     if not math.isclose(context.reference, own.context.reference, abs_tol=1e-4):
         raise ModelFileError(f"{path} is of another training than {SWEEP_FILE}: its teacher differs; {again}")
     return sweep
-
-
-def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (Path(folder) / RUN_FILE).exists()
 
 
 def complete(folder: Path) -> bool:

@@ -16,7 +16,8 @@ from dynabert.elastic import ElasticModel
 from dynabert.errors import SettingError
 from dynabert.loading import load_tokenizer
 from dynabert.measure import labels_of, predict
-from dynabert.results import Saved, load_result, load_sweep
+from dynabert.results import load_result, load_sweep
+from dynabert.saved import Saved
 from dynabert.search import (
     ALIKE,
     NEAREST,

@@ -77,11 +77,13 @@ def measure(
     from dynabert.results import PLAIN, latency_model_of, measure_run
     from dynabert.sweep import LatencySettings
 
+    given = (subnets, subnet, width, depth)
     if predict is not None:
+        if given != (None, None, None, None):
+            raise SettingError("--predict names the sizes itself; leave --subnets, --subnet, --width and --depth out")
         shape = (_one("batch", batch), _one("seq", seq))
         _predicted(run, subnets_of(predict), _times(run, engine, dtype, shape, any_machine=False), as_json=as_json)
         return
-    given = (subnets, subnet, width, depth)
     chosen = None if given == (None, None, None, None) else sizes_of(*given)
     if (engine, dtype) != PLAIN and (not latency or device not in (None, "cpu")):
         raise SettingError(
@@ -379,7 +381,8 @@ def extract(
     Only what that size keeps is read, so memory is about that of the small model; --check loads all sizes.
     """
     from dynabert.extraction import extract_folder
-    from dynabert.results import check_extracted, extract_run, is_run, rows_of
+    from dynabert.results import check_extracted, extract_run, rows_of
+    from dynabert.saved import is_run
 
     chosen = subnet_of(subnet, width, depth)
     if check and not is_run(model):

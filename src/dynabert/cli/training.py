@@ -131,7 +131,7 @@ def moved(
     studies read them. Other seeds of a study, and methods that fine-tune the encoder itself, also need the encoder
     where it was.
     """
-    from dynabert.results import moved as note
+    from dynabert.saved import moved as note
 
     source = note(run, data)
     if as_json:

@@ -25,9 +25,10 @@ from dynabert.report.studies import (
     read_search,
     search_files,
 )
-from dynabert.results import IMPORTANCE_FILE, deployed_readers, load_sweep, run_file
+from dynabert.results import IMPORTANCE_FILE, deployed_readers, load_sweep
 from dynabert.rewire import Importance
 from dynabert.run_folder import METRICS_FILE, read_metrics
+from dynabert.saved import run_file
 from dynabert.sweep import Sweep
 
 Part = TypeVar("Part")

@@ -24,7 +24,8 @@ from dynabert.files import atomic_write_bytes, read_json, write_json
 from dynabert.job import Prepared, pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress, fingerprint_of, labels_of, predict
-from dynabert.results import Saved, load_result, load_teacher
+from dynabert.results import load_result, load_teacher
+from dynabert.saved import Saved
 from dynabert.studies.attention import attention_maps
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep

@@ -25,8 +25,9 @@ from dynabert.job import Prepared, pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress, fingerprint_of, labels_of, predict
 from dynabert.precision import AUTO, TrainingViews
-from dynabert.results import IMPORTANCE_FILE, Saved, load_result
+from dynabert.results import IMPORTANCE_FILE, load_result
 from dynabert.rewire import Importance, reordered
+from dynabert.saved import Saved
 from dynabert.search.explore import Effort, Pace, explore
 from dynabert.search.latency import LatencyCheck, Timed, check_latency
 from dynabert.search.result import CostLimit, SearchResult, Standing, budget_of

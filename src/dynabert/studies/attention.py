@@ -36,7 +36,8 @@ from dynabert.job import pick_device
 from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress
 from dynabert.predict import columns_of, text_lines
-from dynabert.results import Saved, load_result, load_teacher
+from dynabert.results import load_result, load_teacher
+from dynabert.saved import Saved
 from dynabert.seeds import permutation
 from dynabert.studies.patterns import THRESHOLD, AttentionStudy, Similarities, study_of
 from dynabert.studies.study import STUDIES

@@ -33,8 +33,9 @@ from dynabert.measure import labels_of, machine_of, predict
 from dynabert.plan import Plan, encoder_digest
 from dynabert.precision import warn_if_emulated
 from dynabert.recipes import Recipe, Stage, recipe_of
-from dynabert.results import Saved, load_result
+from dynabert.results import load_result
 from dynabert.run import train, train_teacher
+from dynabert.saved import Saved
 from dynabert.studies.trials import Trial, trial_of
 from dynabert.subnet import Subnet
 from dynabert.workload import StepRows, mean_step_flops
