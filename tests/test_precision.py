@@ -194,9 +194,11 @@ def test_instructions_name_what_products_gain_by(monkeypatch):
     vectors = torch.backends.cpu.get_cpu_capability()
     monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: True)
     monkeypatch.setattr("dynabert.precision.has_vnni", lambda: True)
-    assert instructions() == f"{vectors} vnni bf16"
+    monkeypatch.setattr("dynabert.precision.has_amx", lambda: True)
+    assert instructions() == f"{vectors} vnni bf16 amx"
     monkeypatch.setattr("dynabert.precision.has_bf16", lambda device: False)
     monkeypatch.setattr("dynabert.precision.has_vnni", lambda: False)
+    monkeypatch.setattr("dynabert.precision.has_amx", lambda: False)
     assert instructions() == vectors
 
 

@@ -9,6 +9,7 @@ from dynabert import processor
 
 LISTS = {
     "vnni": "processor : 0\nmodel name\t: Some CPU\nflags\t\t: fma avx2 avx512_vnni\nprocessor : 1\nmodel name : Other",
+    "amx": "model name : Some CPU\nflags : fma avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8",
     "none": "model name : Some CPU\nflags : fma avx2",
 }
 
@@ -43,6 +44,12 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_overflow_is_of_x86_without_vnni(listed, text: str | None, machine: str, vnni: bool, overflows: bool) -> None:
     listed(text, machine)
     assert (processor.has_vnni(), processor.int8_overflows()) == (vnni, overflows)
+
+
+@pytest.mark.parametrize(("text", "has"), [(LISTS["amx"], True), (LISTS["vnni"], False), (None, False)])
+def test_amx_is_known_by_its_tiles(listed, text: str | None, has: bool) -> None:
+    listed(text)
+    assert processor.has_amx() == has
 
 
 def test_the_name_is_that_of_the_first_or_what_python_says(listed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ class Machine:
 
     :param n_cores: processors that the process could run on; None where that is not known.
     :param engine: name and version of what ran the model, where that was not PyTorch alone.
-    :param instructions: of the processor that decide how fast it multiplies, for instance ``AVX512 vnni bf16``: rented
+    :param instructions: of the processor that decide how fast it multiplies, as ``AVX512 vnni bf16 amx``: rented
         machines have processors of one name with and without them. None where that is not known.
     """
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dynabert import attention
 from dynabert.elastic import ElasticLinear, ElasticModel
 from dynabert.errors import SettingError, one_of
-from dynabert.processor import has_vnni
+from dynabert.processor import has_amx, has_vnni
 from dynabert.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def has_bf16(device: "torch.device | str") -> bool:
 
 def instructions() -> str:
     """What of this processor decides how fast it multiplies: the vectors that PyTorch uses, and their extensions."""
-    extensions = {"vnni": has_vnni(), "bf16": has_bf16("cpu")}
+    extensions = {"vnni": has_vnni(), "bf16": has_bf16("cpu"), "amx": has_amx()}
     return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name, has in extensions.items() if has)])
 
 

@@ -18,6 +18,11 @@ def has_vnni() -> bool:
     return not _VNNI.isdisjoint(_field("flags").split())
 
 
+def has_amx() -> bool:
+    """Whether an x86 processor multiplies tiles of bf16 and int8, several times as fast as vectors."""
+    return "amx_tile" in _field("flags").split()
+
+
 def int8_overflows() -> bool:
     """Whether sums of int8 products can overflow: x86 without VNNI adds pairs of them in 16 bits.
 
