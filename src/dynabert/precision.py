@@ -161,7 +161,7 @@ class TrainingLinear(ElasticLinear):
         if self.weight.requires_grad:
             _add_leading(_gradient_of(self.weight), grad.T @ inputs, self.parts)
         if self.bias is not None and self.bias.requires_grad:
-            _add_leading(_gradient_of(self.bias), grad.sum(0, dtype=self.bias.dtype), self.parts)
+            _add_leading(_gradient_of(self.bias), grad.sum(0), self.parts)  # summed in fp32, then rounded
 
 
 class _AddingEmbedding(torch.autograd.Function):
