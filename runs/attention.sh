@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The attention study of a finished run:  runs/attention.sh RUN [options of dynabert attention]
-# For the published figure RUN is runs/minilm-sst2, made by runs/minilm-sst2.sh, and its rows must be where they were.
+# For the published figure RUN was runs/four/sst2, made by TASKS=sst2 runs/four-tasks.sh --recipe two-stage --epochs 2.
 # Writes docs/results/NAME-attention.json and .svg, NAME being that of the run folder. About two minutes on one busy core.
 set -euo pipefail
 run=$(realpath "${1:?give a run folder}")

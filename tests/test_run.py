@@ -20,9 +20,10 @@ from dynabert.errors import DataError, ModelFileError, SettingError, Stopped
 from dynabert.failures import Saving, stop_signals
 from dynabert.files import sha256_of
 from dynabert.hooks import Hooks, StepReport
+from dynabert.job import prepare
 from dynabert.loading import load
 from dynabert.plan import Batching, Plan, Source
-from dynabert.recipes import RECIPES
+from dynabert.recipes import RECIPES, Stage
 from dynabert.results import extract_run, load_result, load_sweep, measure_run, rows_of
 from dynabert.run import train, train_teacher
 from dynabert.run_folder import locked, read_metrics
@@ -461,11 +462,26 @@ def test_a_head_with_other_classes_is_not_taken_for_the_teacher(
 ) -> None:
     model, config = shutil.copytree(finished / "teacher", tmp_path / "model"), tmp_path / "model" / "config.json"
     fields = json.loads(config.read_text())
-    for names in (["good", "bad"], ["negative", "positive"]):
+    for names in (["good", "bad"], ["negative", "positive", "mixed"], ["bad", "fine"]):
         config.write_text(json.dumps(fields | {"id2label": dict(enumerate(names)), "label2id": {}}))
-        with pytest.raises(SettingError, match="no head for the classes bad, good"):
+        with pytest.raises(SettingError, match=f"no head for the classes bad, good.* has one for {', '.join(names)}"):
             train(model, job[1], tmp_path / "run", plan=replace(small_plan(), teacher=None), latency=None)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_with_other_names_is_taken_where_that_is_asked_for(
+    finished: Path, job: tuple[Path, Source], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, config = shutil.copytree(finished / "teacher", tmp_path / "model"), tmp_path / "model" / "config.json"
+    named = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | named))
+    kept = prepare(model, job[1], replace(small_plan(), teacher=None), latency=None)
+    assert "NEGATIVE = bad, POSITIVE = good" in caplog.text
+    assert kept.plan.teacher is None and kept.elastic.model.config.id2label == {0: "bad", 1: "good"}
+    caplog.clear()
+    anew = prepare(model, job[1], replace(small_plan(), teacher="auto"), latency=None)
+    assert isinstance(anew.plan.teacher, Stage), "nobody said that they are the same classes"
+    assert "a head for NEGATIVE, POSITIVE" in caplog.text and "--teacher-epochs 0" in caplog.text
 
 
 def test_measuring_other_rows_than_the_runs_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Loading a task's rows from local files or the Hugging Face hub, and giving each row one role.
 
 Training uses `Roles.train`; whatever is chosen (a checkpoint, a threshold, a Subnet) is chosen on `Roles.select`, which
-is split off the training file; `Roles.validation` is reported and never chosen on.
+is split off the training file; `Roles.validation` is reported and never chosen on, but by `pick`.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What a run works with, loaded and checked before anything is written: encoder, rows, batches, teacher."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +97,7 @@ def prepare(
     """
     task, roles = source.load()
     if plan.teacher == "auto":
-        plan = replace(plan, teacher=None if _has_head(model, task) else TEACHER)
+        plan = replace(plan, teacher=None if _is_teacher(model, task) else TEACHER)
     encoder = load_for(task, model, plan)
     elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
     tokenizer = load_tokenizer(model)
@@ -109,20 +109,61 @@ def prepare(
     return Job(plan, elastic, roles, prepared)
 
 
-def _has_head(model: str | Path, task: Task) -> bool:
+def _is_teacher(model: str | Path, task: Task) -> bool:
     """Whether a checkpoint says that it was saved with a head for this very task: its classes, in its order."""
+    classes = _classes(model)
+    if classes is None or task.is_regression:
+        return classes is not None and len(classes) == 1
+    if classes == [f"LABEL_{number}" for number in range(len(task.labels))] or _lower(classes) == _lower(task.labels):
+        return True
+    log.warning(
+        "%s has a head for %s, and the classes here are %s: it is fine-tuned again%s",
+        model,
+        ", ".join(classes),
+        ", ".join(task.labels),
+        "; to take it as it is, class by class in this order: --teacher-epochs 0" if _may_be(classes, task) else "",
+    )
+    return False
+
+
+def _may_be(classes: list[str], task: Task) -> bool:
+    """Whether the classes of a head can be those of a task by other names: as many, and none in another place."""
+    return len(classes) == task.n_labels and set(_lower(classes)).isdisjoint(_lower(task.labels))
+
+
+def _check_head(model: str | Path, task: Task) -> None:
+    """Refuse a teacher that is to be taken as it is and has no head for the task; say which names were taken for which.
+
+    :raises SettingError: no head, or one for other classes.
+    """
+    classes = _classes(model)
+    if task.is_regression:
+        if classes is None or len(classes) != 1:
+            raise SettingError(f"{model} has no head for a score; let the teacher train for some epochs")
+        return
+    if classes is None or not (_lower(classes) == _lower(task.labels) or _may_be(classes, task)):
+        there = f", it has one for {', '.join(classes)}" if classes else ""
+        raise SettingError(
+            f"{model} has no head for the classes {', '.join(task.labels)}, in this order{there}; "
+            "let the teacher train for some epochs"
+        )
+    if _lower(classes) != _lower(task.labels):
+        pairs = ", ".join(f"{its} = {ours}" for its, ours in zip(classes, task.labels, strict=True))
+        log.warning("the classes of %s are taken for those of the rows in this order: %s", model, pairs)
+
+
+def _classes(model: str | Path) -> list[str] | None:
+    """What the classes of a checkpoint's head are called; None where it has no head for sequences."""
     config = read_object(resolve(model), CONFIG) or {}
     heads = [str(name) for name in config.get("architectures") or []]
     if not any(name.endswith("ForSequenceClassification") for name in heads):
-        return False
+        return None
     named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    labels = [str(named[key]) for key in sorted(named, key=int)]
-    if task.is_regression:
-        return len(labels) == 1
-    if labels == [f"LABEL_{number}" for number in range(len(task.labels))]:
-        log.warning("%s does not name its classes; they are taken to be %s", model, ", ".join(task.labels))
-        return True
-    return [label.lower() for label in labels] == [label.lower() for label in task.labels]
+    return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _lower(names: Iterable[str]) -> list[str]:
+    return [name.lower() for name in names]
 
 
 def load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
@@ -132,9 +173,8 @@ def load_for(task: Task, model: str | Path, plan: Plan) -> "PreTrainedModel":
     :param plan: says whether the head must be there, and the seed of a new one.
     :raises SettingError: the plan takes the teacher as it is, and the model has no head for the task.
     """
-    if plan.teacher is None and not _has_head(model, task):
-        what = "a score" if task.is_regression else f"the classes {', '.join(task.labels)}"
-        raise SettingError(f"{model} has no head for {what}, in this order; let the teacher train for some epochs")
+    if plan.teacher is None:
+        _check_head(model, task)
     if task.is_regression:
         return load(model, problem="regression", seed=plan.training.seed)
     encoder = load(model, n_labels=task.n_labels, seed=plan.training.seed)

@@ -34,7 +34,7 @@ Width = Annotated[float | None, typer.Option("--width", help="Share of the heads
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")]
 Engine = Annotated[str, typer.Option(help="What runs it: torch, torch-compile, openvino or onnxruntime.")]
 Dtype = Annotated[str, typer.Option(help="Of its products: fp32, bf16, int8 or int8-static, as the engine has them.")]
-Threads = Annotated[int | None, typer.Option(help="Of a call; by default as many as PyTorch takes.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of a call; by default PyTorch's number.")]
 Depth = Annotated[float | None, typer.Option("--depth", help="Share of the layers, in (0, 1].")]
 
 

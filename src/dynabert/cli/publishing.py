@@ -28,7 +28,10 @@ def push(
     model: Annotated[Path, typer.Argument(help="A run folder, or any model or exported folder.", show_default=False)],
     repository: Annotated[str, typer.Argument(help="Repository of the hub: me/my-model.", show_default=False)],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="A new repository becomes so, one that is there must be.")
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Visibility of a new repository; one that exists must have it already."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and upload nothing.")] = False,
     as_json: Json = False,

@@ -58,7 +58,7 @@ def measure(
     predict: Annotated[
         str | None,
         typer.Option(
-            help="Instead: milliseconds that these sizes, by commas, would take, by what was measured of the grid."
+            help="Instead of measuring: predict the latency of these sizes (by commas) from that of the grid."
         ),
     ] = None,
     device: Device = None,
@@ -123,7 +123,9 @@ def _predicted(run: Path, sizes: "Sequence[Subnet]", sweep: "Sweep", *, as_json:
 def pick(
     run: Run,
     max_params: Annotated[float | None, typer.Option(help="Parameters at most, for instance 12e6.")] = None,
-    max_flops: Annotated[float | None, typer.Option(help="FLOPs of one sequence at most.")] = None,
+    max_flops: Annotated[
+        float | None, typer.Option(help="FLOPs of one row at most, of the first length measured.")
+    ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds at most, as the sweep measured.")] = None,
     min_throughput: Annotated[float | None, typer.Option(help="Sequences in a second at least.")] = None,
     max_file_mb: Annotated[float | None, typer.Option(help="Megabytes of the exported files at most.")] = None,

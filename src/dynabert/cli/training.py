@@ -34,9 +34,7 @@ def train(
     depths: Annotated[str, typer.Option(help="Depths to train, comma-separated.")] = "1,0.75,0.5",
     schedule: Annotated[
         str | None,
-        typer.Option(
-            help="Sizes of a step in stages of the whole grid: all, sandwich, light or ladder; the recipe says."
-        ),
+        typer.Option(help="Which sizes each step trains: all, sandwich, light or ladder; by default the recipe's."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of each stage; default has 10, the others 3.")] = None,
     lr: Annotated[
@@ -44,7 +42,12 @@ def train(
     ] = None,
     finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
     teacher_epochs: Annotated[
-        float | None, typer.Option(help="Epochs of fine-tuning the teacher; 0 for none; by default 3 without a head.")
+        float | None,
+        typer.Option(
+            help="Epochs of fine-tuning the teacher; 0 takes the model as it is; by default 0 where its head names the "
+            "classes of the rows, else 3.",
+            show_default=False,
+        ),
     ] = None,
     teacher_lr: Annotated[float | None, typer.Option(help="Learning rate of that; 5e-5 by default.")] = None,
     rewire: Annotated[bool, typer.Option(help="Put important heads and neurons first.")] = True,

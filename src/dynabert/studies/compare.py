@@ -115,7 +115,7 @@ class Comparison:
         from rich import box
         from rich.table import Table
 
-        title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs at most; full network {self.full:.2f}"
+        title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs at most; teacher {self.full:.2f}"
         table = Table(
             title=title,
             caption=self._caption(),
