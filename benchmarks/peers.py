@@ -29,7 +29,7 @@ import torch
 from common import finish, machine, options, table, usable_forms
 
 from dynabert.baselines.layerdrop import whole_layers
-from dynabert.baselines.plain import Rows, fine_tuned
+from dynabert.baselines.plain import TaskRows, fine_tuned
 from dynabert.deployed import answers, calibration_of
 from dynabert.engines import Inputs, Int8, Session, engine_of
 from dynabert.files import atomic_write_bytes
@@ -100,7 +100,7 @@ def peers_of(study: Study, judge: Judge, share: float) -> "dict[str, tuple[PreTr
     for lr in RATES:
         trained = fine_tuned(
             start,
-            Rows(rows.train, rows.select, rows.task),
+            TaskRows(rows.train, rows.select, rows.task),
             subnets=tuple(wanted.values()),
             training=study.plan.training,
             lr=lr,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import matthews_corrcoef
 
 from dynabert.errors import DataError, SettingError
 from dynabert.statistics import (
@@ -72,6 +73,15 @@ def test_correlation_with_a_constant_is_zero(metric: str, value: float) -> None:
     constant = np.full(len(labels), value)
     assert ROW_METRICS[metric](labels, constant) == 0
     assert bootstrap_interval(ROW_METRICS[metric], labels, constant, n=20) == (0, 0)
+
+
+def test_many_classes_take_no_more_than_a_column_each() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 300, 2000)
+    predictions = np.where(random.random(2000) < 0.7, labels, random.integers(0, 300, 2000))
+    metric = ROW_METRICS["matthews"]
+    assert metric.terms(labels, predictions).shape == (2000, 601)
+    assert metric(labels, predictions) == pytest.approx(matthews_corrcoef(labels, predictions))
 
 
 def test_resample_with_one_value_only_counts_zero() -> None:

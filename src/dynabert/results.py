@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,9 +35,6 @@ from dynabert.saved import Saved, is_run, run_file
 from dynabert.subnet import Subnet
 from dynabert.sweep import ENGINE_DTYPES, Sweep
 from dynabert.timing import timings
-
-if TYPE_CHECKING:
-    pass
 
 SWEEP_FILE = "sweep.json"
 PLAIN = ("torch", "fp32")

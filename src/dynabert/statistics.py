@@ -87,17 +87,16 @@ def _correct(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     return (labels == predictions)[:, None].astype(np.float64)
 
 
-def _confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+def _agreed_and_chosen(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Whether they agree, and which class each is, (rows, 1 + 2 classes): all of a confusion matrix that is needed."""
     classes, coded = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-    truth, guess = np.split(coded, 2)
-    return np.eye(len(classes) ** 2)[truth * len(classes) + guess]
+    truth, guess = np.split(np.eye(len(classes))[coded], 2)
+    return np.concatenate([_correct(labels, predictions), truth, guess], axis=1)
 
 
 def _matthews(means: np.ndarray) -> np.ndarray:
-    n_classes = round(means.shape[-1] ** 0.5)
-    table = means.reshape(*means.shape[:-1], n_classes, n_classes)
-    truth, guess = table.sum(axis=-1), table.sum(axis=-2)
-    together = np.trace(table, axis1=-2, axis2=-1) - (truth * guess).sum(axis=-1)
+    truth, guess = np.split(means[..., 1:], 2, axis=-1)
+    together = means[..., 0] - (truth * guess).sum(axis=-1)
     return _ratio(together, 1 - (truth**2).sum(axis=-1), 1 - (guess**2).sum(axis=-1))
 
 
@@ -128,7 +127,7 @@ def _ratio(together: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndar
 
 ROW_METRICS: Mapping[str, RowMetric] = {
     "accuracy": RowMetric(_correct, lambda means: means[..., 0]),
-    "matthews": RowMetric(_confusion, _matthews),
+    "matthews": RowMetric(_agreed_and_chosen, _matthews),
     "pearson": RowMetric(_moments, _pearson),
 }
 """By the names of `dynabert.tasks.Task.primary_metric`, with equal values."""

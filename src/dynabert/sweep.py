@@ -270,11 +270,15 @@ class Sweep:
         return text + (f"{doubt}\n" if (doubt := self.doubt()) else "")
 
 
+_ANY_WIDTH = 10_000
+
+
 def plain_text(table: "Table") -> str:
-    """A table as lines of plain text, 120 columns wide."""
+    """A table as lines of plain text, 120 columns wide, or as many as its cells need."""
     from rich.console import Console
 
-    console = Console(file=StringIO(), width=120, color_system=None)
+    needed = Console(file=StringIO(), width=_ANY_WIDTH).measure(table).maximum
+    console = Console(file=StringIO(), width=max(120, needed), color_system=None)
     with console.capture() as captured:
         console.print(table)
     return captured.get()

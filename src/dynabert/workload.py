@@ -1,7 +1,8 @@
 """How much a training step computes, in FLOPs of the encoder: what times are compared by and extrapolated with."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from dynabert.elastic import ElasticModel
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 BACKWARD = 2
 """FLOPs of a backward pass, in forward passes: one gradient of the inputs and one of the weights."""
 
-_SAMPLED = 64  # steps whose mean stands for a stage: exact for the schedules `all` and, nearly, `ladder`
+_SAMPLED_BATCHES = 64  # whose rows stand for all
+_SAMPLED_STEPS = 1000  # whose mean stands for a stage: within 2 % for schedules that draw their sizes
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ def step_flops(stage: Stage, elastic: ElasticModel, *, seed: int, step: int, seq
     :param step: of the stage.
     :param seq: tokens of the row, padding included.
     """
+    return _passes_of(stage, elastic, seed=seed, step=step, forward=partial(_forward_flops, elastic, seq=seq))
+
+
+def _passes_of(stage: Stage, elastic: ElasticModel, *, seed: int, step: int, forward: Callable[[Subnet], int]) -> int:
     total, taught = 0, None
     for subnet in stage.schedule.subnets(stage.grid(elastic.grid), seed, step):
-        total += (1 + BACKWARD) * _forward_flops(elastic, subnet, seq)
+        total += (1 + BACKWARD) * forward(subnet)
         if stage.teacher != "none" and stage.teacher_of(subnet) != taught:
             taught = stage.teacher_of(subnet)
-            total += _forward_flops(elastic, taught, seq)
+            total += forward(taught)
     return total
 
 
@@ -54,7 +60,7 @@ def planned_stages(
 
     def planned(stage: Stage) -> PlannedStage:
         n_steps = stage.n_steps(steps_per_epoch)
-        sampled = range(min(n_steps, _SAMPLED))
+        sampled = range(min(n_steps, _SAMPLED_STEPS))
         return PlannedStage(stage.name, n_steps, _mean_row_flops(stage, elastic, seed=seed, steps=sampled))
 
     return tuple(planned(stage) for stage in stages)
@@ -74,20 +80,20 @@ class StepRows:
     @classmethod
     def of(cls, batches: "BatchSource") -> "StepRows":
         """Of the first steps of some batches, at most 64."""
-        n_steps = min(len(batches), _SAMPLED)
+        n_steps = min(len(batches), _SAMPLED_BATCHES)
         shapes = [batch.inputs["input_ids"].shape for step in range(n_steps) for batch in batches.micro_batches(step)]
         n_rows = sum(rows for rows, _ in shapes)
         return cls(n_rows / n_steps, round(sum(rows * seq for rows, seq in shapes) / n_rows))
 
 
 def mean_step_flops(stage: Stage, elastic: ElasticModel, rows: StepRows, *, seed: int) -> float:
-    """FLOPs of a mean step of a stage on rows of their real length, the mean over the first 64 steps it may draw."""
-    return rows.n_rows * _mean_row_flops(stage, elastic, seed=seed, steps=range(_SAMPLED), seq=rows.seq)
+    """FLOPs of a mean step of a stage on rows of their real length, the mean over the first 1,000 it may take."""
+    return rows.n_rows * _mean_row_flops(stage, elastic, seed=seed, steps=range(_SAMPLED_STEPS), seq=rows.seq)
 
 
 def forward_flops(elastic: ElasticModel, subnet: Subnet, rows: StepRows) -> float:
     """FLOPs of one forward pass of a Subnet on the rows of a mean step."""
-    return rows.n_rows * _forward_flops(elastic, subnet, rows.seq)
+    return rows.n_rows * _forward_flops(elastic, subnet, seq=rows.seq)
 
 
 def affordable_steps(budget_flops: float, flops: float) -> int:
@@ -105,8 +111,9 @@ def affordable_steps(budget_flops: float, flops: float) -> int:
 
 
 def _mean_row_flops(stage: Stage, elastic: ElasticModel, *, seed: int, steps: range, seq: int = 128) -> float:
-    return sum(step_flops(stage, elastic, seed=seed, step=step, seq=seq) for step in steps) / len(steps)
+    forward = cache(partial(_forward_flops, elastic, seq=seq))  # few sizes make many steps
+    return sum(_passes_of(stage, elastic, seed=seed, step=step, forward=forward) for step in steps) / len(steps)
 
 
-def _forward_flops(elastic: ElasticModel, subnet: Subnet, seq: int) -> int:
+def _forward_flops(elastic: ElasticModel, subnet: Subnet, *, seq: int) -> int:
     return encoder_flops(elastic.shape, elastic.slices(subnet), seq)

@@ -154,7 +154,7 @@ def test_thresholds_that_agree_in_many_digits_are_points_of_their_own():
 def test_methods_of_one_training_differ_in_what_is_chosen_afterwards():
     assert relatives("layerdrop") == ("layerdrop-validated",) and relatives("layerdrop-validated") == ("layerdrop",)
     assert not relatives("layerdrop-0.5") and not relatives("alone")
-    rows = plain.Rows(batches(40, seed=1), held_out(), MNLI)
+    rows = plain.TaskRows(batches(40, seed=1), held_out(), MNLI)
     (_, one), (_, other) = trained("layerdrop"), trained("layerdrop-validated")
     for method, name, expected in ((one, "layerdrop-validated", other), (other, "layerdrop", one)):
         chosen = METHODS[name].choose(method, rows)

@@ -24,7 +24,7 @@ SETTINGS = {"training": TRAINING, "lr": 1e-3, "budget_flops": 4e8}
 
 
 def some_rows():
-    return plain.Rows(batches(40, seed=1), batches(24, seed=2, shuffle=False), TASKS["mnli"])
+    return plain.TaskRows(batches(40, seed=1), batches(24, seed=2, shuffle=False), TASKS["mnli"])
 
 
 class Heard(Hooks):

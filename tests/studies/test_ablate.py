@@ -197,6 +197,10 @@ def test_another_recipe_can_be_varied_at_the_cost_of_the_runs(run: Path) -> None
     assert trial.training_flops == pytest.approx(Study(run, budget=0.5).budget_flops, rel=0.1)
     with pytest.raises(SettingError, match="nothing to vary in the recipe default by assistant, teacher-width"):
         ablate(run, factors=["assistant", "teacher-width"], recipe="default")
+    with pytest.raises(SettingError, match=r"nothing to vary .* by learning-rate; there may be with two rates"):
+        ablate(run, factors=["learning-rate"], lrs=(1e-3,))
+    with pytest.raises(SettingError, match=r"no factors given; .* rewiring"):
+        ablate(run, factors=[])
     with pytest.raises(SettingError, match="unknown recipe 'pap'"):
         ablate(run, recipe="pap")
 

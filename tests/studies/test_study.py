@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_job import small_plan, write_job
+from small_job import small_plan, write_job, write_rows
 
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load, load_tokenizer, save_model
+from dynabert.recipes import RECIPES
 from dynabert.results import load_result, load_sweep
 from dynabert.run import train
 from dynabert.studies.study import Study, studies_of
@@ -126,7 +127,7 @@ def test_every_point_has_its_times_as_shares_of_the_full_networks(run: Path) -> 
 def test_an_encoder_that_was_replaced_is_noticed(run: Path) -> None:
     study = Study(run)
     study.start(42)
-    encoder = Path(study.saved.model)
+    encoder, study = Path(study.saved.model), Study(run)
     assert encoder.is_absolute()
     other = load(encoder)
     with torch.no_grad():
@@ -145,3 +146,39 @@ def test_runs_of_the_same_rows_are_not_a_mean_over_tasks(run: Path) -> None:
     assert [study.run for study in studies_of([run])] == [run]
     with pytest.raises(SettingError, match=r"have the same validation rows, which would count twice; .*--seeds"):
         studies_of([run, run])
+
+
+def test_another_seed_starts_from_an_encoder_without_a_pooler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, source = write_job(
+        tmp_path, n_layers=4, masked=True
+    )  # saved with its own head, whose pooler a seed then draws
+    train(encoder, source, tmp_path / "run", plan=small_plan(), latency=None)
+    study = Study(tmp_path / "run")
+    own, other = (study.start(seed).model.state_dict() for seed in (42, 43))
+    assert {name for name in own if not own[name].equal(other[name])} <= {
+        *(name for name in own if "pooler" in name or name.startswith("classifier")),
+    }
+    first = study.teacher(43)
+    caplog.clear()
+    monkeypatch.setattr("dynabert.studies.study.train_teacher", None)
+    assert study.teacher(43) == first and not caplog.text, "once in a study"
+
+
+def test_a_limited_study_has_the_rows_of_the_run_too(run: Path) -> None:
+    study = Study(run, limit=40)
+    whole = Study(run)
+    assert len(study.rows(42).train) < len(study.rows(42, of_run=True).train) == len(whole.rows(42).train)
+    assert study.is_limited and not whole.is_limited
+    assert study.teacher_flops == whole.teacher_flops > 0
+
+
+def test_runs_of_different_recipes_want_one_named(run: Path, tmp_path: Path) -> None:
+    encoder, source = write_job(tmp_path)
+    write_rows(tmp_path / "dev.csv", 40, seed=5)
+    plan = replace(small_plan(), recipe=RECIPES["default"].adjusted(epochs=1))
+    train(encoder, source, tmp_path / "run", plan=plan, latency=None)
+    with pytest.raises(SettingError, match=r"of different recipes: .* by two-stage, .* by default; .*--recipe"):
+        studies_of([run, tmp_path / "run"])
+    assert len(studies_of([run, tmp_path / "run"], recipe="paper")) == 2

@@ -54,7 +54,7 @@ class Inputs:
 
     teacher: ElasticModel
     start: ElasticModel
-    rows: plain.Rows
+    rows: plain.TaskRows
     budget_flops: float
     training: Training
     lr: float
@@ -156,17 +156,17 @@ def _alone(inputs: Inputs) -> Method:
     return _plain(inputs, name="alone", train=plain.distilled, source=source, whole_grid=True)
 
 
-def _with_every_other_layer(trained: Method, rows: plain.Rows) -> Method:
+def _with_every_other_layer(trained: Method, rows: plain.TaskRows) -> Method:
     method = cast(ElasticMethod, trained)
     return layerdrop.with_every_other_layer(method, name="layerdrop")
 
 
-def _with_validated_layers(trained: Method, rows: plain.Rows) -> Method:
+def _with_validated_layers(trained: Method, rows: plain.TaskRows) -> Method:
     method = cast(ElasticMethod, trained)
     return layerdrop.with_validated_layers(method, rows.select, rows.task, name="layerdrop-validated")
 
 
-def _as_trained(trained: Method, rows: plain.Rows) -> Method:
+def _as_trained(trained: Method, rows: plain.TaskRows) -> Method:
     return trained
 
 
@@ -183,7 +183,7 @@ class Kind:
     """
 
     train: Callable[[Inputs], Method]
-    choose: Callable[[Method, plain.Rows], Method] = _as_trained
+    choose: Callable[[Method, plain.TaskRows], Method] = _as_trained
     version: int = 2
     from_encoder: bool = False
     exits_early: bool = False
@@ -197,8 +197,8 @@ METHODS: Mapping[str, Kind] = {
     "layerdrop-0.5": Kind(partial(_layerdrop, name="layerdrop-0.5", rate=0.5), from_encoder=True),
     "layerdrop-masked": Kind(_layerdrop_masked, from_encoder=True, needs_mask=True),
     "layerdrop-validated": Kind(_layerdrop, _with_validated_layers, from_encoder=True),
-    "first-layers": Kind(_first_layers, from_encoder=True),
-    "first-layers-distilled": Kind(_first_layers_distilled),
+    "first-layers": Kind(_first_layers, version=3, from_encoder=True),
+    "first-layers-distilled": Kind(_first_layers_distilled, version=3),
     "alone": Kind(_alone),
 }
 """By name. `deebert`, `fastbert`: early exit on the teacher, each input by itself. `layerdrop`: one network of all
@@ -251,6 +251,6 @@ def train_method(
     """
     if name not in METHODS:
         raise SettingError(one_of("method", name, METHODS))
-    rows = plain.Rows(train, select, task)
+    rows = plain.TaskRows(train, select, task)
     inputs = Inputs(teacher, start, rows, budget_flops, training=training, lr=lr, masked=masked, hooks=hooks)
     return METHODS[name].choose(METHODS[name].train(inputs), rows)

@@ -19,7 +19,7 @@ from dynabert.tasks import Task
 if TYPE_CHECKING:
     from dynabert.batches import Batches
 
-_LABELS = replace(TEACHER, name="alone")
+_LABELS = TEACHER
 _DISTILLED = replace(_LABELS, weights=RECIPES["two-stage"].stages[-1].weights, teacher="original")
 """The loss of our depth stage, from the fine-tuned network."""
 
@@ -28,7 +28,7 @@ SHARES = (1.0, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Rows:
+class TaskRows:
     """The rows that a training sees, and how it is judged.
 
     :param train: by step.
@@ -49,7 +49,7 @@ def first_layers(shape: EncoderShape, shares: Sequence[float] = SHARES) -> tuple
 
 def fine_tuned(
     start: ElasticModel,
-    rows: Rows,
+    rows: TaskRows,
     *,
     subnets: Sequence[Subnet],
     training: Training,
@@ -72,7 +72,7 @@ def fine_tuned(
 
 def distilled(
     teacher: ElasticModel,
-    rows: Rows,
+    rows: TaskRows,
     *,
     subnets: Sequence[Subnet],
     training: Training,
@@ -112,7 +112,7 @@ def _each(
     source: ElasticModel,
     teacher: ElasticModel | None,
     stage: Stage,
-    rows: Rows,
+    rows: TaskRows,
     *,
     subnets: Sequence[Subnet],
     budget_flops: float,
@@ -121,7 +121,7 @@ def _each(
     hooks: Hooks | None,
 ) -> SeparateMethod:
     """One training after the other; of each only its small model is kept."""
-    stages = {subnet: replace(stage, schedule=Only(subnet)) for subnet in subnets}
+    stages = {subnet: replace(stage, name=name, schedule=Only(subnet)) for subnet in subnets}
     n_steps = steps_within(budget_flops, tuple(stages.values()), source, rows.train, seed=training.seed)
     members, spent = {}, Spent()
     for subnet, own_stage in stages.items():

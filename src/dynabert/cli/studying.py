@@ -152,7 +152,8 @@ def exits(
 ) -> None:
     """Let easy inputs leave early: ramps on the sizes of a run, or a cascade; both agree with its full network.
 
-    Interrupted? Run the same command again: the ramps of every size that was finished are kept.
+    Interrupted? Run the same command again: the ramps of every size that was finished are kept. The table, in
+    RUN/studies and the report, is of this call alone: name all sizes that belong in it.
     """
     from dynabert.progress import progress_bars
     from dynabert.studies.size_exit import cascades_of_run, exits_of_run

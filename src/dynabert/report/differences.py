@@ -105,12 +105,13 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
     lines = tuple(
         (
             *(row.method, f"{row.share:.0%}", row.point, f"{row.metric:.2f}", f"{row.flops:.0%}"),
-            *(f"{row.alone:.0%}", f"{row.together:.0%}", f"{row.n_steps:,}", *_numbers(row)),
+            *(f"{row.alone:.0%}", f"{row.together:.0%}", _rate(row), f"{row.n_steps:,}", *_numbers(row)),
         )
         for row in compared.gaps
     )
     missing = ", ".join(f"{method} at {share:.0%}" for method, share in compared.unpaired)
-    spent = ("FLOPs spent", "time, one by one", "time, by 32", "steps")
+    left_out = "; ".join(f"{method}, for {why}" for method, why in compared.left_out.items())
+    spent = ("FLOPs spent", "time, one by one", "time, by 32", "learning rate", "steps")
     headers = ("method", "FLOPs at most", "point", "metric", *spent, f"{ours} minus it", "95 % interval")
     places = tuple(dict.fromkeys(data["where"]))
     return Figure(
@@ -120,7 +121,9 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
         "the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what "
         "they spend on the validation rows, and the time of an input in the full network's, stand in the numbers. "
         f"{compared.trainings}. {_how_read(compared.trainings)}"
-        + (f" Nothing to compare: {missing}." if missing else ""),
+        + (f" Nothing to compare: {missing}." if missing else "")
+        + (f" Left out: {left_out}." if left_out else "")
+        + _edge(compared.gaps),
         spec=spec_of(chart.of(data)),
         data={"gaps": data, "zero": {"x": [0]}},
         controls=unless_one("FLOPs at most", tuple(Option(where, {"where": where}) for where in places)),
@@ -134,8 +137,13 @@ def _named(effect: Effect) -> str:
     return f"{effect.factor}: {effect.variant}{beside}"
 
 
-def _rate(effect: Effect) -> str:
-    return ("by task" if effect.lr is None else f"{effect.lr:g}") + ("*" if effect.at_edge else "")
+def _rate(row: Gap | Effect) -> str:
+    return ("by task" if row.lr is None else f"{row.lr:g}") + ("*" if row.at_edge else "")
+
+
+def _edge(rows: Sequence[Gap] | Sequence[Effect]) -> str:
+    """What the star of a rate means, where there is one."""
+    return " *: the lowest or highest rate that was tried." if any(row.at_edge for row in rows) else ""
 
 
 def ablation_figure(ablated: Ablated) -> Figure | None:
@@ -152,13 +160,12 @@ def ablation_figure(ablated: Ablated) -> Figure | None:
         (row.factor, row.variant, row.against, names[row.where], *_numbers(row), _rate(row)) for row in effects
     )
     headers = ("factor", "variant", "minus", "size", "difference", "95 % interval", "p (Holm)", "learning rate")
-    edge = " *: the lowest or highest rate that was tried." if any(row.at_edge for row in effects) else ""
     return Figure(
         name="ablations",
         title="Ablations",
         caption="How much better a variant is than the base, or than what it is said to stand beside, in points of "
         "the main metric; right of the line it is ahead. "
-        f"{ablated.trainings}. {_how_read(ablated.trainings)}{edge}",
+        f"{ablated.trainings}. {_how_read(ablated.trainings)}{_edge(effects)}",
         spec=spec_of(chart.of(data)),
         data={"ablations": data, "zero": {"x": [0]}},
         controls=unless_one("Size", tuple(Option(names[where], {"where": where}) for where in places)),

@@ -65,6 +65,8 @@ class Gap:
     :param n_steps: of its training.
     :param alone: time of an input, one by one, as a share of the full network's.
     :param together: likewise, in batches of 32.
+    :param lr: learning rate that was chosen; None where tasks differ in it, or the file does not say.
+    :param at_edge: it is the lowest or highest that was tried.
     """
 
     method: str
@@ -79,6 +81,8 @@ class Gap:
     n_steps: int
     alone: float
     together: float
+    lr: float | None = None
+    at_edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Compared:
     :param gaps: of each method and share at which it has a point.
     :param unpaired: methods and shares at which there is nothing to compare.
     :param by_cascades: the gaps are those of DynaBERT's cascades, not of its sizes.
+    :param left_out: methods that could not do the task, and why.
     """
 
     sweeps: dict[str, Sweep]
@@ -96,6 +101,7 @@ class Compared:
     unpaired: tuple[tuple[str, float], ...]
     trainings: Trainings
     by_cascades: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def beside(self, own: Sweep) -> dict[str, Sweep]:
         """The sweeps that stand in one figure, DynaBERT first.
@@ -182,7 +188,9 @@ def read_compared(out: Path, own: Sweep) -> Compared:
         elif method != saved.values.get("ours", compare.OURS):
             unpaired.append((method, share))
     by_cascades = saved.values.get("ours") == compare.CASCADE
-    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades)
+    missing = saved.table("left_out") if saved.values.get("left_out") else None
+    left_out = {} if missing is None else {name: missing.get(name, str) for name in missing.values}
+    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades, left_out)
 
 
 def _same_as_own(saved: Entry, name: str, there: object, own: Sweep, *, of: str = "") -> None:
@@ -209,6 +217,8 @@ def _gap(row: Entry, method: str, share: float) -> Gap:
         n_steps=row.get("n_steps", int),
         alone=alone,
         together=together,
+        lr=row.optional("lr", float),
+        at_edge=row.get("at_edge", bool, False),
     )
 
 

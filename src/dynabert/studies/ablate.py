@@ -139,13 +139,14 @@ class _TaskStudy:
         base = replace(study.plan, recipe=study.recipe)
         variants = variants_of(base, factors, regression=study.task.is_regression)
         self.plans: dict[Key, Plan] = {(BASE, BASE): base} | variants
-        known = {factor for factor, _ in variants} | {LEARNING_RATE}
+        self.rates = tuple(rates) or tuple(study.recipe.lr * factor for factor in (1 / 3, 1, 3))
+        known = {factor for factor, _ in variants} | ({LEARNING_RATE} if len(set(self.rates)) > 1 else set())
         if none := [factor for factor in factors if parsed(factor)[0] not in known]:
             message = f"nothing to vary in the recipe {study.recipe.name} by {', '.join(none)}"
             if known.isdisjoint(parsed(factor)[0] for factor in factors):
-                raise SettingError(f"{message}; another one may have it: --recipe two-stage")
+                other = "two rates at least: --lrs" if none == [LEARNING_RATE] else "another one: --recipe two-stage"
+                raise SettingError(f"{message}; there may be with {other}")
             log.warning("%s", message)
-        self.rates = tuple(rates) or tuple(study.recipe.lr * factor for factor in (1 / 3, 1, 3))
         self.seeds = study.seeds(n_seeds)
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
@@ -243,6 +244,8 @@ def ablate(
     :raises SettingError: an unknown factor or recipe, factors that have no variant in it, no runs or seeds, runs of the
         same rows, or rates or a budget that are not above 0.
     """
+    if not factors:
+        raise SettingError(f"no factors given; give one at least of {', '.join(ALL_FACTORS)}")
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     made = studies_of(runs, budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks)
     studies = [_TaskStudy(study, factors, rates=lrs, n_seeds=n_seeds) for study in made]

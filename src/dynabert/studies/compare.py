@@ -3,7 +3,8 @@
 Of each method the point is chosen on the `select` rows: the best one whose mean cost is within a share of the full
 network's FLOPs. What is reported is that point on the validation rows. Every method has its learning rate chosen from
 the same list, on the `select` rows with the first seed; where the best of several is the lowest or highest, one more is
-tried beyond it. Methods that fine-tune the encoder themselves may spend the teacher's training FLOPs as well.
+tried beyond it. Methods that fine-tune the encoder themselves may spend the teacher's training FLOPs as well, and learn
+from all rows of the run, as the teacher did, where a study is limited to fewer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from dynabert.baselines import METHODS, ElasticMethod, ExitMethod, Method, relatives, train_method
 from dynabert.baselines import cascades as cascade
-from dynabert.baselines.plain import Rows
+from dynabert.baselines.plain import TaskRows
 from dynabert.errors import SettingError, one_of
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared
@@ -90,6 +91,7 @@ class Comparison:
     :param recipe: by which DynaBERT was trained.
     :param ours: what the others are compared with: a name in `OWN`.
     :param left_out: methods that cannot do one of the tasks, and why.
+    :param rates: learning rates that every method chose from, the one beyond an end not counted.
     """
 
     task: str
@@ -103,6 +105,7 @@ class Comparison:
     recipe: str = ""
     ours: str = OURS
     left_out: Mapping[str, str] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -141,6 +144,8 @@ class Comparison:
             caption += also if own else ""
         caption += ". p: by Holm; x1, x32: time of an input, alone and in batches of 32, in the full network's."
         caption += f" 95 %: {covering(self.seeds)}."
+        if len(self.rates) == 1:
+            caption += " One learning rate for all, not tuned: --lrs tunes it."
         if self.left_out:
             caption += " Left out: " + "; ".join(f"{name}, for {why}" for name, why in self.left_out.items()) + "."
         return caption + (" *: the lowest or highest rate tried." if any(row.at_edge for row in self.standings) else "")
@@ -171,7 +176,10 @@ def _rate(row: Standing) -> str:
 
 
 def _brief(point: str) -> str:
-    """The name of a point; of one that names each of its layers, their number."""
+    """The name of a point, its threshold to three digits; of one that names each of its layers, their number."""
+    name, _, threshold = point.partition("@s")
+    if threshold:
+        return f"{name}@s{float(threshold):.3g}"
     return f"{len(point.split('_'))} layers" if point.startswith("l") else point
 
 
@@ -214,7 +222,10 @@ class _TaskComparison:
     def _kept(self, method: str, lr: float, seed: int, make: Callable[[], Method]) -> Trial:
         """The trial of another method, measured when it is made."""
         study, name = self.study, f"{method}-lr{lr:g}"
-        settings = (method, self._budget(method), lr, study.plan.training.precision, seed, METHODS[method].version)
+        kind = METHODS[method]
+        settings = [method, self._budget(method), lr, study.plan.training.precision, seed, kind.version]
+        if kind.from_encoder and study.is_limited:
+            settings.append("rows of the run")
         return study.kept(f"{name}-{seed}", settings, lambda: study.trial(name, make(), seed))
 
     def _budget(self, method: str) -> float:
@@ -222,7 +233,8 @@ class _TaskComparison:
 
     def _train(self, method: str, lr: float, seed: int) -> Method:
         """Another method; those of the comparison that come of the same training are kept as well."""
-        study, rows = self.study, self.study.rows(seed)
+        study = self.study
+        rows = study.rows(seed, of_run=METHODS[method].from_encoder)
         trained = train_method(
             method,
             study.network(seed),
@@ -237,7 +249,7 @@ class _TaskComparison:
             hooks=study.hooks,
         )
         for other in set(relatives(method)) & set(self.methods):
-            choose = partial(METHODS[other].choose, trained, Rows(rows.train, rows.select, rows.task))
+            choose = partial(METHODS[other].choose, trained, TaskRows(rows.train, rows.select, rows.task))
             self._kept(other, lr, seed, choose)
         if isinstance(trained, ExitMethod):  # thresholds for the very costs that are compared
             return trained.within(rows.select, [share * self.full_flops for share in SHARES])
@@ -249,8 +261,9 @@ class _TaskComparison:
         return max(within, key=lambda point: point.select_metric, default=None)
 
     def _selected(self, trial: Trial) -> float:
+        """By what a rate is chosen: the mean over the shares; where a method has no point so cheap, nothing."""
         points = [self.point_at(trial, share) for share in (1.0, *SHARES)]
-        return float(np.mean([point.select_metric for point in points if point is not None]))
+        return float(np.mean([0.0 if point is None else point.select_metric for point in points]))
 
     def full(self) -> float:
         """Metric of the teachers, in hundredths."""
@@ -312,6 +325,7 @@ class _TaskComparison:
             teacher_flops=self.study.teacher_flops,
             recipe=self.study.recipe.name,
             ours=self.ours,
+            rates=self.rates,
         )
 
 
@@ -336,7 +350,8 @@ def compare(
     :param lrs: learning rates, of which each method takes the one that is best on the `select` rows with the first
         seed; by default that of the recipe alone. Of a recipe whose stages have several it is the highest.
     :param budget: training FLOPs of each method, as a share of those of the run's recipe.
-    :param limit: train on a random part of that many rows.
+    :param limit: train on a random part of that many rows; methods that do without the teacher learn from all, as it
+        did.
     :param recipe: name of the recipe that DynaBERT trains by, at the cost of the run's; by default the run's own.
     :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
@@ -347,6 +362,8 @@ def compare(
     for what, name, names in (*(("method", method, ALL) for method in methods), ("ours", ours, OWN)):
         if name not in names:
             raise SettingError(one_of(what, name, names))
+    if not methods:
+        raise SettingError(f"no methods given; give one at least of {', '.join(ALL)}")
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     studies = studies_of(runs, budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks)
     if obstacle := _obstacle(ours, studies):
@@ -466,4 +483,5 @@ def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]
         recipe=summaries[0].recipe,
         ours=summaries[0].ours,
         left_out=summaries[0].left_out,
+        rates=summaries[0].rates,
     )

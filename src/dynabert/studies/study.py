@@ -69,7 +69,8 @@ class Study:
 
     :param run: a finished run folder.
     :param budget: training FLOPs that each training may spend, as a share of those of the run's own recipe.
-    :param limit: train on a random part of that many rows; by default on those of the run.
+    :param limit: train on a random part of that many rows; by default on those of the run. Teachers, and methods that
+        do without one, learn from all rows of the run still.
     :param recipe: name of the recipe that is studied, at the training cost of the run's; by default the run's own.
     :param device: cpu or cuda; by default the GPU if there is one.
     """
@@ -92,12 +93,14 @@ class Study:
         self.plan = self.saved.plan
         warn_if_emulated(self.plan.training.precision, self.device)
         self.recipe = self.plan.recipe if recipe is None else recipe_of(recipe)
-        self.task, self._roles = self.saved.roles()
+        self.task, self._run_roles = self.saved.roles()
+        self._roles = self._run_roles
         self.validation = fingerprint(self._roles.validation)
-        self._n_teacher_rows = len(self._roles.train)
         if limit is not None:
             _, self._roles = self.source.load()
-        self._rows: dict[int, Prepared] = {}
+        self._rows: dict[tuple[int, bool], Prepared] = {}
+        self._teachers: dict[int, Path] = {self.plan.training.seed: self.run / "teacher"}
+        self._is_encoder_checked = False
 
     def seeds(self, n: int) -> tuple[int, ...]:
         """The run's own seed and the ones after it."""
@@ -105,30 +108,42 @@ class Study:
 
     def teacher(self, seed: int) -> Path:
         """The folder of the teacher of a seed; trained as the run trained its own, unless that is the run's seed."""
-        if seed == self.plan.training.seed:
-            return self.run / "teacher"
-        self.start(seed)  # which says if the encoder has changed
-        plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-        return train_teacher(
-            self.saved.model,
-            self.saved.source,
-            self.folder / "seeds" / str(seed),
-            plan=plan,
-            hooks=self.hooks,
-            device=self.device,
-        )
+        if seed not in self._teachers:
+            self._check_encoder()
+            self._teachers[seed] = train_teacher(
+                self.saved.model,
+                self.saved.source,
+                self.folder / "seeds" / str(seed),
+                plan=self._plan(seed),
+                hooks=self.hooks,
+                device=self.device,
+            )
+        return self._teachers[seed]
+
+    def _plan(self, seed: int) -> Plan:
+        """That of the run, with a seed of its own."""
+        return replace(self.plan, training=replace(self.plan.training, seed=seed))
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """That of the run."""
         return load_tokenizer(self.run / "elastic")
 
-    def rows(self, seed: int) -> Prepared:
-        """The rows of a study, in the order of a seed."""
-        if seed not in self._rows:
-            plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-            self._rows[seed] = Prepared.of(self.task, self._roles, self.tokenizer, plan)
-        return self._rows[seed]
+    def rows(self, seed: int, *, of_run: bool = False) -> Prepared:
+        """The rows of a study, in the order of a seed.
+
+        :param of_run: all those of the run, whatever the study is limited to.
+        """
+        key = (seed, of_run and self.is_limited)
+        if key not in self._rows:
+            roles = self._run_roles if of_run else self._roles
+            self._rows[key] = Prepared.of(self.task, roles, self.tokenizer, self._plan(seed))
+        return self._rows[key]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has other training rows than the run."""
+        return self._roles is not self._run_roles
 
     @property
     def labels(self) -> np.ndarray:
@@ -143,12 +158,12 @@ class Study:
             stage.n_steps(len(train)) * mean_step_flops(stage, self.elastic, rows, seed=seed) for stage in recipe.stages
         )
 
-    @property
+    @cached_property
     def budget_flops(self) -> float:
         """Training FLOPs that each training may spend."""
         return self.budget * self.cost(self.plan.recipe)
 
-    @property
+    @cached_property
     def teacher_flops(self) -> float:
         """Training FLOPs of the teacher; 0 where the run took a fine-tuned model as it is: `start` is that model then.
 
@@ -157,9 +172,8 @@ class Study:
         stage, seed = self.plan.teacher, self.plan.training.seed
         if not isinstance(stage, Stage):
             return 0.0
-        train = self.rows(seed).train
-        n_steps = stage.n_steps(round(len(train) * self._n_teacher_rows / len(self._roles.train)))
-        return n_steps * mean_step_flops(stage, self.elastic, StepRows.of(train), seed=seed)
+        train = self.rows(seed, of_run=True).train
+        return stage.n_steps(len(train)) * mean_step_flops(stage, self.elastic, StepRows.of(train), seed=seed)
 
     def at_budget(self, recipe: Recipe) -> Recipe:
         """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
@@ -209,13 +223,19 @@ class Study:
 
         :raises ModelFileError: it is another encoder by now.
         """
-        plan = replace(self.plan, training=replace(self.plan.training, seed=seed))
-        elastic = self._elastic(load_for(self.task, self.saved.model, plan))
-        if encoder_digest(elastic) != self.saved.encoder:
+        self._check_encoder()
+        return self._elastic(load_for(self.task, self.saved.model, self._plan(seed)))
+
+    def _check_encoder(self) -> None:
+        """Once in a study; with the run's seed, by which a pooler is drawn where the encoder has none."""
+        if self._is_encoder_checked:
+            return
+        model = load_for(self.task, self.saved.model, self.plan)
+        if encoder_digest(ElasticModel(model, self.plan.grid)) != self.saved.encoder:
             raise ModelFileError(
                 f"{self.saved.model}, of which {self.run} was made, has changed since; bring it back, or train again"
             )
-        return elastic
+        self._is_encoder_checked = True
 
     def no_masked_phase(self) -> str | None:
         """Why `masked` gives nothing to train with; None where it does."""
@@ -300,9 +320,13 @@ class Study:
 def studies_of(runs: Sequence[str | Path], **settings: Any) -> list[Study]:  # noqa: ANN401 (those of `Study`)
     """The study of each run; of rows of their own, for a mean over rows that count twice would seem too sure.
 
-    :raises SettingError: two runs with the same validation rows.
+    :raises SettingError: two runs with the same validation rows, or by different recipes where none is named.
     """
     studies = [Study(Path(run), **settings) for run in runs]
+    recipes = {study.recipe.name: study.run for study in studies}
+    if len(recipes) > 1:
+        found = ", ".join(f"{run} by {name}" for name, run in recipes.items())
+        raise SettingError(f"the runs are of different recipes: {found}; name the one to study by --recipe")
     known: dict[str, Path] = {}
     for study in studies:
         if study.validation in known:

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from dynabert.baselines.method import Method, sweep_of
 from dynabert.batches import Batch
 from dynabert.errors import ModelFileError
-from dynabert.files import atomic_write_bytes
+from dynabert.files import atomic_write_bytes, storage_errors
 from dynabert.job import Prepared
 from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
@@ -81,7 +81,8 @@ class Trial:
         about = {"name": self.name, "training_flops": self.training_flops, "n_steps": self.n_steps}
         about |= {"points": [asdict(point) for point in self.points], "sweep": self.sweep.to_dict()}
         logits = {name: np.ascontiguousarray(rows, dtype=np.float32) for name, rows in self.logits.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(path, save(logits, {"format_version": str(FORMAT_VERSION), "trial": json.dumps(about)}))
 
     @classmethod

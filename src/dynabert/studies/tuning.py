@@ -1,10 +1,13 @@
 """How a study chooses learning rates, and what studies say and refuse alike."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dynabert.errors import SettingError
+from dynabert.errors import NonFiniteError, SettingError
 from dynabert.studies.trials import Trial
+
+log = logging.getLogger("dynabert")
 
 N_RESAMPLES = 20_000
 """Of rows and seeds, in every interval of a study: so many that a p value can pass correction for a hundred tests."""
@@ -36,12 +39,25 @@ def tuned(
     :param train: gives the trial of a rate and a seed.
     :param score: of a trial, on the `select` rows; higher is better.
     :param further: where the best of several rates is the lowest or the highest, try one more, a third or thrice of it.
+    :raises NonFiniteError: training fails at every rate. One at which it fails alone is told and not chosen.
     """
-    scores = {lr: score(train(lr, seeds[0])) for lr in rates}
+    failures: list[NonFiniteError] = []
+
+    def scored(lr: float) -> float:
+        try:
+            return score(train(lr, seeds[0]))
+        except NonFiniteError as error:
+            log.warning("learning rate %g is not chosen: %s", lr, error)
+            failures.append(error)
+            return float("-inf")
+
+    scores = {lr: scored(lr) for lr in rates}
+    if len(failures) == len(scores):
+        raise failures[0]
     best = max(scores, key=scores.__getitem__)
     if further and _at_edge(best, scores):
         beyond = _rounded(best / 3 if best == min(scores) else best * 3)
-        scores[beyond] = score(train(beyond, seeds[0]))
+        scores[beyond] = scored(beyond)
         best = max(scores, key=scores.__getitem__)
     return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores))
 
