@@ -234,8 +234,19 @@ def read_ablated(out: Path) -> Ablated:
 def _effect(row: Entry) -> Effect:
     factor, variant, where = row.each(str, "factor", "variant", "where")
     difference, low, high, p_holm, metric = row.each(float, "difference", "low", "high", "p_holm", "metric")
-    lr, against, at_edge = row.optional("lr", float), row.get("against", str, BASE), row.get("at_edge", bool, False)
-    return Effect(factor, variant, where, difference, low, high, p_holm, metric, lr, against, at_edge)
+    return Effect(
+        factor=factor,
+        variant=variant,
+        where=where,
+        difference=difference,
+        low=low,
+        high=high,
+        p_holm=p_holm,
+        metric=metric,
+        lr=row.optional("lr", float),
+        against=row.get("against", str, BASE),
+        at_edge=row.get("at_edge", bool, False),
+    )
 
 
 def _trainings(saved: Entry) -> Trainings:

@@ -209,11 +209,17 @@ class _TaskStudy:
 
     def summary(self, effects: tuple[Effect, ...]) -> Ablation:
         """The study of this task alone."""
-        base = {where: self.metric((BASE, BASE), where) for where in self.places}
-        task, flops = self.study.task, self.study.budget_flops
-        lr = self.lrs[BASE, BASE]
-        name, edge = self.study.recipe.name, self.at_edge[BASE, BASE]
-        return Ablation(task.name, task.primary_metric, base, lr, self.seeds, flops, effects, name, edge)
+        return Ablation(
+            task=self.study.task.name,
+            metric=self.study.task.primary_metric,
+            base={where: self.metric((BASE, BASE), where) for where in self.places},
+            base_lr=self.lrs[BASE, BASE],
+            seeds=self.seeds,
+            training_flops=self.study.budget_flops,
+            effects=effects,
+            recipe=self.study.recipe.name,
+            base_at_edge=self.at_edge[BASE, BASE],
+        )
 
 
 def ablate(
