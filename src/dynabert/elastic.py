@@ -11,10 +11,10 @@ What the neural-architecture-search literature calls a super-network is `Elastic
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +96,12 @@ def longest_input(model: "PreTrainedModel") -> int:
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
-def share(model: "PreTrainedModel") -> "PreTrainedModel":
-    """A copy of a model's modules around the very same Parameters and buffers: no weight is copied."""
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+def share(model: "PreTrainedModel", *, but: Iterable[nn.Module] = ()) -> "PreTrainedModel":
+    """A copy of a model's modules around the very same Parameters and buffers: no weight is copied.
+
+    :param but: modules that are not copied either, for who takes them out or replaces them: copying takes its time.
+    """
+    memo: dict[int, Any] = {id(kept): kept for kept in (*model.parameters(), *model.buffers(), *but)}
     return copy.deepcopy(model, memo)
 
 
@@ -119,7 +122,10 @@ def make_view(
     :param linear: makes each cut linear.
     :return: a view that shares every Parameter and buffer of the model.
     """
-    view = share(model)
+    own, taken = layers_of(model, family), {part.layer for part in slices}
+    dropped = [layer for number, layer in enumerate(own) if number not in taken]
+    replaced = [own[number].get_submodule(projection.path) for number in taken for projection in family.projections]
+    view = share(model, but=(*dropped, *replaced))
     full = layers_of(view, family)
     layers = nn.ModuleList(full[part.layer] for part in slices)
     for layer, part in zip(layers, slices, strict=True):
