@@ -74,7 +74,7 @@ def small_plan(**training: Any) -> Plan:
     return Plan(
         recipe=RECIPES["two-stage"].adjusted(epochs=1, lr=2e-3),
         grid=SubnetGrid((1, 0.5), (1, 0.5)),
-        teacher=replace(TEACHER, epochs=3, lr=2e-3),
+        teacher=replace(TEACHER, epochs=8, lr=2e-3),
         training=Training(**{"precision": "fp32", "log_every": 1, **training}),
         batching=Batching(16, max_length=32),
     )
