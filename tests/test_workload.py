@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers import tiny_model
 
+from dynabert.baselines.layerdrop import LayerDrop
 from dynabert.elastic import ElasticModel
 from dynabert.recipes import RECIPES, TEACHER, Schedule
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
@@ -48,3 +49,12 @@ def test_a_schedule_that_changes_costs_its_mean():
     steps = [step_flops(ladder, elastic, seed=0, step=step) for step in range(16)]
     assert (planned.name, planned.n_steps) == ("depth", 16)
     assert planned.flops == sum(steps) / 16 and len(set(steps)) > 2
+
+
+@pytest.mark.parametrize("schedule", ["sandwich", "layerdrop"])
+def test_the_mean_of_random_steps_is_that_of_many(schedule):
+    elastic = ElasticModel(tiny_model("bert", n_layers=12, n_heads=12, hidden=48))
+    (sandwich,) = RECIPES["default"].stages
+    stage = sandwich if schedule == "sandwich" else replace(TEACHER, schedule=LayerDrop(elastic.shape, 0.5))
+    many = [step_flops(stage, elastic, seed=1, step=step, seq=20) for step in range(3000)]
+    assert mean_step_flops(stage, elastic, StepRows(32, 20), seed=1) == pytest.approx(32 * sum(many) / 3000, rel=0.02)

@@ -99,6 +99,8 @@ def prepare(
     if plan.teacher == "auto":
         plan = replace(plan, teacher=None if _is_teacher(model, task) else TEACHER)
     encoder = load_for(task, model, plan)
+    if plan.teacher is None:
+        _tell_other_names(model, task)
     elastic = ElasticModel(encoder, plan.grid, depth_rule=plan.depth_rule)
     tokenizer = load_tokenizer(model)
     # Saved with the results, so that whoever predicts with them cuts long texts where training did.
@@ -132,7 +134,7 @@ def _may_be(classes: list[str], task: Task) -> bool:
 
 
 def _check_head(model: str | Path, task: Task) -> None:
-    """Refuse a teacher that is to be taken as it is and has no head for the task; say which names were taken for which.
+    """Refuse a teacher that is to be taken as it is and has no head for the task.
 
     :raises SettingError: no head, or one for other classes.
     """
@@ -147,7 +149,12 @@ def _check_head(model: str | Path, task: Task) -> None:
             f"{model} has no head for the classes {', '.join(task.labels)}, in this order{there}; "
             "let the teacher train for some epochs"
         )
-    if _lower(classes) != _lower(task.labels):
+
+
+def _tell_other_names(model: str | Path, task: Task) -> None:
+    """Say which classes of a head that was let through are taken for which of the rows, where their names differ."""
+    classes = _classes(model) or []
+    if not task.is_regression and _lower(classes) != _lower(task.labels):
         pairs = ", ".join(f"{its} = {ours}" for its, ours in zip(classes, task.labels, strict=True))
         log.warning("the classes of %s are taken for those of the rows in this order: %s", model, pairs)
 

@@ -271,6 +271,7 @@ class Sweep:
 
 
 _ANY_WIDTH = 10_000
+"""Columns in which every table has room, for measuring how many it needs."""
 
 
 def plain_text(table: "Table") -> str:

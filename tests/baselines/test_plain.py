@@ -1,5 +1,7 @@
 """Networks of one size: what is trained, from whom, and that each has weights of its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import tiny_model
@@ -14,7 +16,7 @@ from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
 from dynabert.hooks import Hooks
 from dynabert.measure import predict
-from dynabert.recipes import RECIPES
+from dynabert.recipes import RECIPES, TEACHER
 from dynabert.rewire import score
 from dynabert.subnet import Subnet, SubnetGrid
 from dynabert.tasks import TASKS
@@ -117,7 +119,7 @@ def test_sizes_take_equally_many_steps_and_share_no_weights():
     alone = ElasticModel(tiny_model("bert"))
     one = fit_subnets(
         alone,
-        plain._LABELS.__class__(**{**vars(plain._LABELS), "schedule": Only(subnets[2]), "lr": 1e-3}),
+        replace(TEACHER, name="first-layers", schedule=Only(subnets[2]), lr=1e-3),
         rows.train,
         n_steps=method.n_steps // 4,
         training=TRAINING,

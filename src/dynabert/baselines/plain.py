@@ -19,8 +19,7 @@ from dynabert.tasks import Task
 if TYPE_CHECKING:
     from dynabert.batches import Batches
 
-_LABELS = TEACHER
-_DISTILLED = replace(_LABELS, weights=RECIPES["two-stage"].stages[-1].weights, teacher="original")
+_DISTILLED = replace(TEACHER, weights=RECIPES["two-stage"].stages[-1].weights, teacher="original")
 """The loss of our depth stage, from the fine-tuned network."""
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -64,7 +63,7 @@ def fine_tuned(
     :param subnets: which.
     :param budget_flops: of all of them together; each is trained for the same number of steps.
     """
-    stage = replace(_LABELS, lr=lr)
+    stage = replace(TEACHER, lr=lr)
     return _each(
         start, None, stage, rows, subnets=subnets, budget_flops=budget_flops, training=training, name=name, hooks=hooks
     )

@@ -247,8 +247,9 @@ def ablate(
     :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/ablate.json``.
-    :raises SettingError: an unknown factor or recipe, factors that have no variant in it, no runs or seeds, runs of the
-        same rows, or rates or a budget that are not above 0.
+    :raises SettingError: no factor or an unknown one, an unknown recipe, factors that have no variant in it, no runs or
+        seeds, runs of the same rows, or of different recipes where none is named, or rates or a
+        budget that are not above 0.
     """
     if not factors:
         raise SettingError(f"no factors given; give one at least of {', '.join(ALL_FACTORS)}")

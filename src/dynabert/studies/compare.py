@@ -85,6 +85,7 @@ class Comparison:
     """All methods of a comparison, and what they have in common.
 
     :param full: metric of the teachers, in hundredths, mean over the seeds.
+    :param seeds: of the first run; each has its own and the ones after it.
     :param training_flops: of every method, beyond the teacher.
     :param sweeps: of every method with the first seed, by name.
     :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
@@ -223,9 +224,8 @@ class _TaskComparison:
         """The trial of another method, measured when it is made."""
         study, name = self.study, f"{method}-lr{lr:g}"
         kind = METHODS[method]
-        settings = [method, self._budget(method), lr, study.plan.training.precision, seed, kind.version]
-        if kind.from_encoder and study.is_limited:
-            settings.append("rows of the run")
+        rows = ["rows of the run"] if kind.from_encoder and study.is_limited else []
+        settings = [method, self._budget(method), lr, study.plan.training.precision, seed, kind.version, *rows]
         return study.kept(f"{name}-{seed}", settings, lambda: study.trial(name, make(), seed))
 
     def _budget(self, method: str) -> float:
@@ -356,8 +356,9 @@ def compare(
     :param device: cpu or cuda; by default the GPU if there is one.
     :param hooks: reports of all trainings.
     :return: of each run also written to its ``studies/compare.json``.
-    :raises SettingError: an unknown method or recipe, a method asked for by name that cannot do one of the tasks, no
-        runs or seeds, runs of the same rows, or rates or a budget that are not above 0.
+    :raises SettingError: no method or an unknown one, an unknown recipe, a method asked for by name that cannot do one
+        of the tasks, no runs or seeds, runs of the same rows, or of different recipes where none is named, or rates or
+        a budget that are not above 0.
     """
     for what, name, names in (*(("method", method, ALL) for method in methods), ("ours", ours, OWN)):
         if name not in names:

@@ -230,8 +230,8 @@ class Study:
         """Once in a study; with the run's seed, by which a pooler is drawn where the encoder has none."""
         if self._is_encoder_checked:
             return
-        model = load_for(self.task, self.saved.model, self.plan)
-        if encoder_digest(ElasticModel(model, self.plan.grid)) != self.saved.encoder:
+        elastic = self._elastic(load_for(self.task, self.saved.model, self.plan))
+        if encoder_digest(elastic) != self.saved.encoder:
             raise ModelFileError(
                 f"{self.saved.model}, of which {self.run} was made, has changed since; bring it back, or train again"
             )
