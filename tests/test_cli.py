@@ -182,6 +182,7 @@ BAD = {
     "unknown engine": (("measure", "RUN", "--engine", "tpu"), 2, ("tpu", "torch")),
     "unknown method": (("compare", "RUN", "--methods", "deebart"), 2, ("deebart", "deebert")),
     "compared with nothing": (("compare", "RUN", "--budget", "0"), 2, ("budget", "above 0")),
+    "figure of a comparison": (("compare", "RUN", "--plot", "figure.pdf"), 2, (".pdf", ".svg", ".png")),
     "rate no number": (("compare", "RUN", "--lrs", "1e-4,fast"), 2, ("--lrs", "fast")),
     "unknown factor": (("ablate", "RUN", "--factors", "rewirring"), 2, ("rewirring", "rewiring")),
     "no seeds": (("ablate", "RUN", "--seeds", "0"), 2, ("seeds 0", "above 0")),

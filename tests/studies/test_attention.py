@@ -305,7 +305,7 @@ def test_the_figure(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_figure_without_its_packages_names_the_extra(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynabert.studies.attention_figure import check_figure
+    from dynabert.studies.drawing import check_figure
 
     monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(SettingError, match=r"pip install 'dynabert\[report\]'"):

@@ -28,15 +28,17 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return of
 
 
-def test_a_comparison_is_a_table_or_one_object(run: Path, said) -> None:
+def test_a_comparison_is_a_table_or_one_object(run: Path, said, tmp_path: Path) -> None:
     command = ("compare", run, "--methods", "deebert,first-layers", "--lrs", "1e-3", "--limit", 100, *TINY)
     found = json.loads(said(*command, "--json"))
     assert set(found["sweeps"]) == {"dynabert", "deebert", "first-layers"} >= {row["method"] for row in found["rows"]}
     assert found["seeds"] == [42] and {row["lr"] for row in found["rows"]} == {1e-3}
     assert found["training_flops"] == Study(run, budget=0.3, limit=100).budget_flops
     assert found["sweeps"] == json.loads((run / "studies" / "compare.json").read_text())["sweeps"]
-    table = said(*command)
+    table = said(*command, "--plot", tmp_path / "methods.svg")
     assert "first-layers" in table and "dynabert" in table and "not tuned" in table and "…" not in table
+    drawn = (tmp_path / "methods.svg").read_text()
+    assert drawn.startswith("<svg") and all(f">{name}<" in drawn for name in ("dynabert", "deebert", "first-layers"))
 
 
 def test_an_ablation_is_a_table_or_one_object(run: Path, said) -> None:

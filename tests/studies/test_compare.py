@@ -19,6 +19,7 @@ from dynabert.run import train
 from dynabert.statistics import Difference
 from dynabert.studies.ablate import ablate
 from dynabert.studies.compare import ALL, CASCADE, OURS, Comparison, Standing, compare
+from dynabert.studies.compare_figure import LOOKS, figure
 from dynabert.studies.study import Study
 from dynabert.studies.trials import Trial
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
@@ -114,6 +115,38 @@ def test_what_is_written_has_a_sweep_of_every_method(run: Path) -> None:
     deebert = Sweep.from_dict(saved["sweeps"]["deebert"], what="here")
     layers = [row.n_layers for row in deebert.rows]
     assert layers == sorted(layers, reverse=True), "higher thresholds leave earlier"
+
+
+def test_the_figure_has_every_point_of_every_method_and_a_panel_for_each_task(run: Path) -> None:
+    pytest.importorskip("altair", reason="figures: install dynabert[report]")
+    result = compare(run, **SETTINGS)
+    both = replace(result, tasks=(result, replace(result, task="another", full=2 * result.full)), sweeps={})
+    alone, several = (figure(drawn).to_dict() for drawn in (result, both))
+    assert [panel["title"] for panel in several["concat"]] == [result.task, "another"]
+    assert "seed 42" in alone["title"] and "seed 42" in several["title"], "of two seeds the first is drawn"
+    (panel,) = alone["concat"]
+    points = alone["datasets"][alone["data"]["name"]]
+    assert len(points) == sum(len(sweep.rows) for sweep in result.sweeps.values())
+    for name, sweep in result.sweeps.items():
+        drawn = {point["point"]: point for point in points if point["method"] == name}
+        assert {size for size, point in drawn.items() if point["front"]} == {
+            r.subnet for r in sweep.front("flops").rows
+        }
+        assert {size: point["metric"] for size, point in drawn.items()} == {
+            r.subnet: 100 * r.metric for r in sweep.rows
+        }
+    assert {p["flops"] for p in points if (p["method"], p["point"]) == (OURS, "w1-d1")} == {100}
+    teacher, lines, _ = panel["layer"]
+    assert alone["datasets"][teacher["data"]["name"]] == [{"full": result.full}]
+    assert lines["transform"] == [{"filter": "datum.front"}]
+    low, high = lines["encoding"]["y"]["scale"]["domain"]
+    own = [p["metric"] for p in points if p["method"] == OURS]
+    assert low < min(own) <= max(*own, result.full) < high
+    assert several["concat"][1]["layer"][1]["encoding"]["y"]["scale"]["domain"][1] > 2 * result.full, "a panel its own"
+
+
+def test_every_method_has_a_look_of_its_own() -> None:
+    assert set(LOOKS) == {OURS, *ALL} and len(set(LOOKS.values())) == len(LOOKS)
 
 
 def test_nothing_is_trained_twice(run: Path) -> None:

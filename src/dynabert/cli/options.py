@@ -35,6 +35,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GP
 Engine = Annotated[str, typer.Option(help="What runs it: torch, torch-compile, openvino or onnxruntime.")]
 Dtype = Annotated[str, typer.Option(help="Of its products: fp32, bf16, int8 or int8-static, as the engine has them.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of a call; by default PyTorch's number.")]
+Plot = Annotated[Path | None, typer.Option(help="Also draw it: FILE.svg or FILE.png.")]
 Depth = Annotated[float | None, typer.Option("--depth", help="Share of the layers, in (0, 1].")]
 
 

@@ -12,6 +12,7 @@ from dynabert.cli.options import (
     Device,
     Json,
     Limit,
+    Plot,
     Run,
     Runs,
     Seeds,
@@ -49,6 +50,7 @@ def compare(
     limit: Limit = None,
     recipe: StudiedRecipe = None,
     device: Device = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Train other methods beside a run: same teachers, same rows, same training FLOPs, paired by row and seed.
@@ -60,10 +62,17 @@ def compare(
     """
     from dynabert.studies.compare import ALL
     from dynabert.studies.compare import compare as study
+    from dynabert.studies.compare_figure import figure
+    from dynabert.studies.drawing import check_figure, save_chart
 
+    if plot is not None:
+        check_figure(plot)
     chosen = ALL if methods is None else names_of(methods)
     settings: dict[str, Any] = {"n_seeds": seeds, "budget": budget, "limit": limit, "recipe": recipe, "device": device}
-    _print_study(partial(study, *runs, methods=chosen, ours=ours, **settings), lrs=lrs, as_json=as_json)
+    result = _studied(partial(study, *runs, methods=chosen, ours=ours, **settings), lrs)
+    if plot is not None:
+        save_chart(figure(result), plot)
+    _print(result, as_json=as_json)
 
 
 def ablate(
@@ -103,16 +112,19 @@ def ablate(
 
     chosen = ALL_FACTORS if factors is None else names_of(factors)
     settings: dict[str, Any] = {"n_seeds": seeds, "budget": budget, "limit": limit, "recipe": recipe, "device": device}
-    _print_study(partial(study, *runs, factors=chosen, **settings), lrs=lrs, as_json=as_json)
+    _print(_studied(partial(study, *runs, factors=chosen, **settings), lrs), as_json=as_json)
 
 
-def _print_study(study: Callable[..., Any], *, lrs: str | None, as_json: bool) -> None:
-    """Make a study, with bars, and print what it found."""
+def _studied(study: Callable[..., Any], lrs: str | None) -> Any:  # noqa: ANN401 (a Comparison or an Ablation)
+    """Make a study, with bars."""
     from dynabert.progress import progress_bars
 
     rates = () if lrs is None else numbers_of("lrs", lrs)
     with progress_bars() as bars:
-        result = study(lrs=rates, hooks=bars)
+        return study(lrs=rates, hooks=bars)
+
+
+def _print(result: Any, *, as_json: bool) -> None:  # noqa: ANN401 (what a study found)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -170,10 +182,7 @@ def exits(
             result = cascades_of_run(run, subnets=chosen, agreements=shares, device=device)
         else:
             result = exits_of_run(run, subnets=chosen, agreements=shares, hooks=bars, device=device, **of_ramps)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        typer.echo(result.table(), nl=False)
+    _print(result, as_json=as_json)
 
 
 def attention(
@@ -186,7 +195,7 @@ def attention(
         float, typer.Option(help="Similarity from which on a pattern counts as reproduced, in (0, 1).")
     ] = 0.85,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it: FILE.svg or FILE.png.")] = None,
+    plot: Plot = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -196,7 +205,8 @@ def attention(
     """
     from dynabert.progress import progress_bars
     from dynabert.studies.attention import attention_of_run
-    from dynabert.studies.attention_figure import check_figure, save_figure
+    from dynabert.studies.attention_figure import figure
+    from dynabert.studies.drawing import check_figure, save_chart
 
     if plot is not None:
         check_figure(plot)
@@ -212,7 +222,7 @@ def attention(
     if out is not None:
         study.to_json(out)
     if plot is not None:
-        save_figure(study, plot)
+        save_chart(figure(study), plot)
     if as_json:
         print_json(study.to_dict())
     else:

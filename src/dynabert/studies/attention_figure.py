@@ -1,16 +1,12 @@
 """The figure of an attention study: what the remaining heads reproduce, against how many there are."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynabert.errors import SettingError, one_of
-from dynabert.files import atomic_write_bytes
 from dynabert.studies.patterns import SOURCES, AttentionStudy, SubnetCoverage
 
 if TYPE_CHECKING:
     import altair
 
-FORMATS = ("svg", "png")
 MEASURES = ("covered", "removed")
 """What is drawn, of `dynabert.studies.patterns.Score`, and what the data of its panels are called."""
 
@@ -23,38 +19,6 @@ _LOOKS: dict[str, tuple[str, list[int]]] = {
     "random heads": ("#888888", [8, 3, 2, 3]),
 }
 """Name, colour and dashes of each of `SOURCES`, in their order; told apart without colour too."""
-
-
-def check_figure(path: Path) -> str:
-    """The format of a figure's file, checked before anything is computed.
-
-    :raises SettingError: neither of `FORMATS`, or a package is missing.
-    """
-    suffix = path.suffix.lstrip(".").lower()
-    if suffix not in FORMATS:
-        raise SettingError(one_of("format of a figure", path.suffix, [f".{name}" for name in FORMATS]))
-    try:
-        import altair  # noqa: F401
-        import vl_convert  # noqa: F401
-    except ImportError as error:
-        raise SettingError(f"figures need {error.name}; run: pip install 'dynabert[report]'") from error
-    return suffix
-
-
-def save_figure(study: AttentionStudy, path: str | Path) -> None:
-    """Draw a study to an SVG or PNG file, whole or not at all.
-
-    :raises SettingError: another format, or a package is missing.
-    :raises StorageError: it cannot be written.
-    """
-    suffix = check_figure(Path(path))
-    import vl_convert
-
-    spec = figure(study).to_dict()
-    if suffix == "svg":
-        atomic_write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
-    else:
-        atomic_write_bytes(path, vl_convert.vegalite_to_png(spec, scale=2))
 
 
 def figure(study: AttentionStudy) -> "altair.VConcatChart":

@@ -93,6 +93,8 @@ class Comparison:
     :param ours: what the others are compared with: a name in `OWN`.
     :param left_out: methods that cannot do one of the tasks, and why.
     :param rates: learning rates that every method chose from, the one beyond an end not counted.
+    :param full_flops: of an input in the full network, see `dynabert.baselines.method.SEQ_LEN`.
+    :param tasks: of several runs, the comparison of each.
     """
 
     task: str
@@ -107,10 +109,13 @@ class Comparison:
     ours: str = OURS
     left_out: Mapping[str, str] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
+    full_flops: int = 0
+    tasks: tuple["Comparison", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        fields = {name: value for name, value in self.__dict__.items() if name not in ("standings", "sweeps")}
+        """Plain values for JSON; of several runs without those of each, which are in its folder."""
+        apart = ("standings", "sweeps", "tasks")
+        fields = {name: value for name, value in self.__dict__.items() if name not in apart}
         rows = [asdict(standing) for standing in self.standings]
         return {**fields, "rows": rows, "sweeps": {name: sweep.to_dict() for name, sweep in self.sweeps.items()}}
 
@@ -326,6 +331,7 @@ class _TaskComparison:
             recipe=self.study.recipe.name,
             ours=self.ours,
             rates=self.rates,
+            full_flops=self.full_flops,
         )
 
 
@@ -485,4 +491,6 @@ def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]
         ours=summaries[0].ours,
         left_out=summaries[0].left_out,
         rates=summaries[0].rates,
+        full_flops=round(np.mean([summary.full_flops for summary in summaries])),
+        tasks=tuple(summaries),
     )
