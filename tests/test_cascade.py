@@ -98,7 +98,7 @@ def test_memory_is_that_of_all_weights_that_any_size_has():
     assert n_params(Subnet(0.5, 0.5), Subnet(1.0, 0.5)) == count_params(elastic.at(Subnet(1.0, 0.5)))
 
 
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+@pytest.mark.parametrize("share", [2.0, 1.4, 0.9, 0.5, 0.3])
 def test_the_best_pair_is_that_of_brute_force(share):
     elastic = ElasticModel(tiny_model("bert", n_labels=3), GRID)
     labels, names = labels_of(rows()), [size.name for size in GRID]
@@ -114,7 +114,7 @@ def test_the_best_pair_is_that_of_brute_force(share):
             goes_on = unsure > threshold
             if (cost := costs[first] + goes_on.mean() * costs[last]) <= budget:
                 answers = np.where(goes_on[:, None], logits[last], logits[first]).argmax(1)
-                best.append((np.mean(answers == labels), -cost, f"{first}+{last}"))
+                best.append((threshold != NEVER, np.mean(answers == labels), -cost, f"{first}+{last}"))
                 break
     found = best_cascades(
         ElasticMethod(name="dynabert", elastic=elastic), rows(), TASKS["mnli"], budgets=[budget], name="cascade"
@@ -122,8 +122,9 @@ def test_the_best_pair_is_that_of_brute_force(share):
     (point,) = found.points()
     got = found.predict(point, rows())
     assert point.startswith(max(best)[-1])
-    assert np.mean(got.logits.argmax(1) == labels) == max(best)[0]
-    assert got.flops.mean() == pytest.approx(-max(best)[1]) and got.flops.mean() <= budget
+    assert point.endswith("@s-1") is (share == 2), "both sizes for the answer of one, only where all pairs are"
+    assert np.mean(got.logits.argmax(1) == labels) == max(best)[1]
+    assert got.flops.mean() == pytest.approx(-max(best)[2]) and got.flops.mean() <= budget
 
 
 def test_what_is_no_cascade_is_refused():

@@ -187,7 +187,8 @@ RECIPES: dict[str, Recipe] = {
 0.85 of the FLOPs of `paper`; at equal FLOPs the sizes are better (docs/decisions/0012).
 `paper`: the two distillation stages of DynaBERT with its scores, reductions and loss weights, its learning rate 2e-5
 and 3 epochs a stage (section 3.1 and the published defaults), the teacher of the second stage at the student's width.
-Differs from the paper: batches are padded to their longest row, not to 128 tokens.
+Differs from the paper: no augmented rows (both of its stages learn from 10 to 30 rewritings of each row as well, made
+as TinyBERT's), and batches are padded to their longest row, not to 128 tokens.
 `two-stage`: the same with the repairs of `Reduction` and scores of each example; the hidden loss is a mean over about
 ten layers instead of their sum, so its weight is ten times the paper's.
 """

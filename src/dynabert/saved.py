@@ -29,6 +29,7 @@ class Saved:
     :param plan: with the teacher decided on.
     :param data: fingerprint of its rows.
     :param encoder: digest of the encoder's weights.
+    :param forced: how often it was made to go on with other settings than it had.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Saved:
     plan: Plan
     data: str
     encoder: str
+    forced: int = 0
 
     @classmethod
     def of(cls, out: str | Path) -> "Saved":
@@ -50,7 +52,15 @@ class Saved:
             identity = saved["fingerprint"]
             made_from = Source.from_json(saved["source"])
             source = Source.from_json(saved[ROWS_AT]) if ROWS_AT in saved else made_from
-            return cls(saved["model"], source, made_from, plan_of(identity), identity["data"], identity["model"])
+            return cls(
+                model=saved["model"],
+                source=source,
+                made_from=made_from,
+                plan=plan_of(identity),
+                data=identity["data"],
+                encoder=identity["model"],
+                forced=len(saved.get("forced", [])),
+            )
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"{path} is not of this version ({error}); train again") from error
 

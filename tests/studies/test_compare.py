@@ -72,7 +72,7 @@ def test_methods_stand_beside_ours_at_equal_cost(run: Path) -> None:
             continue  # no point so cheap
         runs = [trials[f"{row.method}-lr{row.lr:g}-{seed}"] for seed in (42, 43)]
         within = [[p for p in trial.points if p.select_flops <= row.share * full] for trial in runs]
-        chosen = [max(points, key=lambda p: p.select_metric) for points in within]
+        chosen = [max(points, key=lambda p: (p.select_metric, -p.select_flops)) for points in within]
         right = [np.mean(t.logits[p.name].argmax(1) == study.labels) for t, p in zip(runs, chosen, strict=True)]
         assert row.metric == pytest.approx(100 * np.mean(right))
         assert row.flops == pytest.approx(np.mean([point.flops for point in chosen]) / full)
@@ -122,8 +122,10 @@ def test_the_figure_has_every_point_of_every_method_and_a_panel_for_each_task(ru
     result = compare(run, **SETTINGS)
     both = replace(result, tasks=(result, replace(result, task="another", full=2 * result.full)), sweeps={})
     alone, several = (figure(drawn).to_dict() for drawn in (result, both))
-    assert [panel["title"] for panel in several["concat"]] == [result.task, "another"]
-    assert "seed 42" in alone["title"] and "seed 42" in several["title"], "of two seeds the first is drawn"
+    assert [panel["title"].split(",")[0] for panel in several["concat"]] == [result.task, "another"]
+    titles = [chart["title"]["text"] for chart in (alone, several)]
+    assert all("seed 42" in title for title in titles), "of two seeds the first is drawn"
+    assert all("(layerdrop: " in title for title in titles), "which has more to spend"
     (panel,) = alone["concat"]
     points = alone["datasets"][alone["data"]["name"]]
     assert len(points) == sum(len(sweep.rows) for sweep in result.sweeps.values())
@@ -136,10 +138,15 @@ def test_the_figure_has_every_point_of_every_method_and_a_panel_for_each_task(ru
             r.subnet: 100 * r.metric for r in sweep.rows
         }
     assert {p["flops"] for p in points if (p["method"], p["point"]) == (OURS, "w1-d1")} == {100}
-    teacher, lines, _ = panel["layer"]
+    chosen = {(p["method"], p["point"]) for p in points if p["chosen"]}
+    assert chosen == {(row.method, row.point) for row in result.standings if row.metric is not None}
+    teacher, lines, _, marks = panel["layer"]
+    assert marks["transform"] == [{"filter": "datum.chosen"}]
     assert alone["datasets"][teacher["data"]["name"]] == [{"full": result.full}]
     assert lines["transform"] == [{"filter": "datum.front"}]
     low, high = lines["encoding"]["y"]["scale"]["domain"]
+    n_below = sum(p["metric"] < low for p in points)
+    assert panel["title"] == result.task + (f", {n_below} points below" if n_below else "")
     own = [p["metric"] for p in points if p["method"] == OURS]
     assert low < min(own) <= max(*own, result.full) < high
     assert several["concat"][1]["layer"][1]["encoding"]["y"]["scale"]["domain"][1] > 2 * result.full, "a panel its own"

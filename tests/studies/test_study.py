@@ -10,6 +10,7 @@ import torch
 from small_job import small_plan, write_job, write_rows
 
 from dynabert.errors import ModelFileError, SettingError
+from dynabert.files import read_json, write_json
 from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load, load_tokenizer, save_model
 from dynabert.recipes import RECIPES
@@ -88,6 +89,34 @@ def test_an_interrupted_trial_goes_on_to_the_same_predictions(run: Path) -> None
     resumed = Study(run, hooks=count).trained("cut", plan, seed=42)
     assert 0 < count.steps < whole.n_steps
     assert all(np.array_equal(whole.logits[name], resumed.logits[name]) for name in whole.logits)
+
+
+def test_what_was_kept_before_a_run_was_forced_to_go_on_by_other_settings_is_not_of_it(
+    run: Path, tmp_path: Path
+) -> None:
+    plan = replace(Study(run).plan, order="random")
+    Study(run).trained("before", plan, seed=42)
+    forced = tmp_path / "forced"
+    shutil.copytree(run, forced)
+    count = Count()
+    Study(forced, hooks=count).trained("same", plan, seed=42)
+    assert count.steps == 0
+    said = read_json(forced / "run.json")
+    write_json(forced / "run.json", {**said, "forced": [{"time": 1.0, "differed": ["training.clip_norm 1 or 2"]}]})
+    Study(forced, hooks=count).trained("other", plan, seed=42)
+    assert count.steps > 0
+
+
+def test_all_trainings_of_a_study_are_evaluated_equally_often(run: Path, tmp_path: Path) -> None:
+    often = small_plan()
+    often = replace(often, training=replace(often.training, evaluate_every=5))
+    encoder, source = write_job(tmp_path)
+    train(encoder, source, tmp_path / "run", plan=often, latency=None)
+    count = Count()
+    study = Study(tmp_path / "run", hooks=count)
+    assert study.plan.training.evaluate_every is None
+    study.trained("own", study.plan, seed=42)
+    assert count.steps > 0, "the run had more weights to choose from than the others have"
 
 
 def test_another_seed_has_a_teacher_of_its_own(run: Path) -> None:

@@ -11,13 +11,15 @@ from dynabert.baselines.exiting import CascadeMethod
 from dynabert.baselines.method import SEQ_LEN, ElasticMethod, Predicted, Trained, known
 from dynabert.batches import Batch
 from dynabert.errors import SettingError
-from dynabert.exits import Rule, exits_at, most_careful, n_classes
+from dynabert.exits import NEVER, Rule, exits_at, most_careful, n_classes
 from dynabert.measure import labels_of, predict
 from dynabert.statistics import ROW_METRICS
 from dynabert.subnet import Subnet, encoder_flops
 from dynabert.tasks import Task
 
 RULE: Rule = "normalised"
+VERSION = 2
+"""Of `best_cascades`: what was kept of another one is out of date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ def best_cascades(
 ) -> Cascades:
     """For each budget the two sizes, and the threshold between them, that are best on held-out rows.
 
-    Of every pair of sizes only the most careful threshold within the budget is tried.
+    Of every pair of sizes only the most careful threshold within the budget is tried. One that lets no row leave makes
+    a cascade of its second size alone, at the cost of both, and is taken only where no pair does better.
 
     :param method: a trained network of several sizes.
     :param select: held-out rows, each once, with labels.
@@ -85,12 +88,13 @@ def best_cascades(
     logits = {size: predict(elastic.at(size), rows) for size in sizes}
     pairs = [pair for pair in permutations(sizes, 2) if flops[pair[0]] < flops[pair[1]]]
 
-    def standing(pair: tuple[Subnet, Subnet], budget: float) -> tuple[float, float, float]:
-        """Metric, saving and threshold of a pair within a budget."""
+    def standing(pair: tuple[Subnet, Subnet], budget: float) -> tuple[bool, float, float, float]:
+        """Whether any row may leave at the first size of a pair, metric, saving and threshold, within a budget."""
         both, costs = np.stack([logits[size] for size in pair]), np.cumsum([flops[size] for size in pair])
         threshold = most_careful(both, budget, flops_by_exit=costs, rule=RULE)
         exited = exits_at(both, threshold, RULE)
-        return metric(labels, exited.logits), -float(costs[exited.n_layers - 1].mean()), threshold
+        saving = -float(costs[exited.n_layers - 1].mean())
+        return threshold != NEVER, metric(labels, exited.logits), saving, threshold
 
     chosen: dict[tuple[Subnet, Subnet], set[float]] = {}
     for budget in budgets:

@@ -213,7 +213,7 @@ class _TaskComparison:
         study = self.study
         if method in OWN:
             plan = replace(study.plan, recipe=study.at_budget(study.recipe.at_lr(lr)))
-            settings = (CASCADE, CASCADE_SHARES, cascade.RULE)
+            settings = (CASCADE, CASCADE_SHARES, cascade.RULE, cascade.VERSION)
             # Of a network that is trained in any case they are kept for who asks for them next.
             spare = CASCADE not in self.methods
             cascades = Derived(f"{CASCADE}-lr{lr:g}", settings, self._cascades, spare=spare)
@@ -261,9 +261,9 @@ class _TaskComparison:
         return trained
 
     def point_at(self, trial: Trial, share: float) -> Point | None:
-        """The best point on the `select` rows within a share of the full network's FLOPs."""
+        """The best point on the `select` rows within a share of the full network's FLOPs, among equals the cheapest."""
         within = [point for point in trial.points if point.select_flops <= share * self.full_flops * (1 + 1e-9)]
-        return max(within, key=lambda point: point.select_metric, default=None)
+        return max(within, key=lambda point: (point.select_metric, -point.select_flops), default=None)
 
     def _selected(self, trial: Trial) -> float:
         """By what a rate is chosen: the mean over the shares; where a method has no point so cheap, nothing."""

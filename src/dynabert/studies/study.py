@@ -90,7 +90,8 @@ class Study:
         self.source = self.saved.source if limit is None else replace(self.saved.source, limit=limit)
         self.folder = self.run / STUDIES
         self.budget, self.device = budget, pick_device(device)
-        self.plan = self.saved.plan
+        # All are evaluated equally often, whatever they have for steps: the best weights of a stage are kept.
+        self.plan = replace(self.saved.plan, training=replace(self.saved.plan.training, evaluate_every=None))
         warn_if_emulated(self.plan.training.precision, self.device)
         self.recipe = self.plan.recipe if recipe is None else recipe_of(recipe)
         self.task, self._run_roles = self.saved.roles()
@@ -114,7 +115,7 @@ class Study:
                 self.saved.model,
                 self.saved.source,
                 self.folder / "seeds" / str(seed),
-                plan=self._plan(seed),
+                plan=replace(self.saved.plan, training=replace(self.saved.plan.training, seed=seed)),
                 hooks=self.hooks,
                 device=self.device,
             )
@@ -211,7 +212,8 @@ class Study:
         """Of all that a trial depends on; times are in it, so that those of another kind of device are not taken."""
         device = torch.device(self.device).type
         source = replace(self.saved.made_from, limit=self.source.limit)  # wherever the rows are now
-        known = [settings, self.saved.data, source.to_json(), *([] if device == "cpu" else [device])]
+        forced = [f"forced {self.saved.forced} times"] * bool(self.saved.forced)  # by other settings, another run
+        known = [settings, self.saved.data, source.to_json(), *([] if device == "cpu" else [device]), *forced]
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     def network(self, seed: int) -> ElasticModel:
@@ -304,7 +306,7 @@ class Study:
         """The network of a plan; that of the run, where that is its plan."""
         n_steps = sum(stage.n_steps(len(self.rows(seed).train)) for stage in plan.recipe.stages)
         spent = Spent(self.cost(plan.recipe), n_steps)
-        own = replace(self.plan, teacher=None, recipe=replace(self.plan.recipe, name=""))
+        own = replace(self.saved.plan, teacher=None, recipe=replace(self.plan.recipe, name=""))
         folder = self.run if plan == own and self.source == self.saved.source else work
         if folder == work:
             train(self.teacher(seed), self.source, work, plan=plan, hooks=self.hooks, latency=None, device=self.device)
