@@ -115,7 +115,7 @@ class Study:
                 self.saved.model,
                 self.saved.source,
                 self.folder / "seeds" / str(seed),
-                plan=replace(self.saved.plan, training=replace(self.saved.plan.training, seed=seed)),
+                plan=_seeded(self.saved.plan, seed),
                 hooks=self.hooks,
                 device=self.device,
             )
@@ -123,7 +123,7 @@ class Study:
 
     def _plan(self, seed: int) -> Plan:
         """That of the run, with a seed of its own."""
-        return replace(self.plan, training=replace(self.plan.training, seed=seed))
+        return _seeded(self.plan, seed)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -277,7 +277,7 @@ class Study:
 
         :return: without those to spare that had no network at hand.
         """
-        plan = replace(plan, teacher=None, training=replace(plan.training, seed=seed))
+        plan = replace(_seeded(plan, seed), teacher=None)
         unnamed = replace(plan, recipe=replace(plan.recipe, name=""))
         recipe, grid, batching = asdict(unnamed.recipe), asdict(plan.grid), asdict(plan.batching)
         rule = _TEXT_RULE if plan.depth_rule == "text" else plan.depth_rule
@@ -317,6 +317,10 @@ class Study:
     def trial(self, name: str, method: Method, seed: int) -> Trial:
         """What is kept of a trained method."""
         return trial_of(name, method, self.rows(seed), full=self.network(seed).at(Subnet()))
+
+
+def _seeded(plan: Plan, seed: int) -> Plan:
+    return replace(plan, training=replace(plan.training, seed=seed))
 
 
 def studies_of(runs: Sequence[str | Path], **settings: Any) -> list[Study]:  # noqa: ANN401 (those of `Study`)
