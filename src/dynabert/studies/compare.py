@@ -161,7 +161,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Stood:
+class Stood:
     """A standing, and its difference resampled; None for DynaBERT itself."""
 
     standing: Standing
@@ -276,11 +276,11 @@ class _TaskComparison:
         answers = [self.study.teacher_logits(seed) for seed in self.seeds]
         return 100 * float(np.mean([metric(self.study.labels, logits) for logits in answers]))
 
-    def standings(self, *, draw: int) -> list[_Stood]:
+    def standings(self, *, draw: int) -> list[Stood]:
         """Every method at every share."""
         return [self._stood(method, share, draw=draw) for share in SHARES for method in self.methods]
 
-    def _stood(self, method: str, share: float, *, draw: int) -> _Stood:
+    def _stood(self, method: str, share: float, *, draw: int) -> Stood:
         found, ours = self.tuned[method], self.tuned[self.ours].trials
         runs = found.trials
         points, rivals = ([self.point_at(run, share) for run in side] for side in (runs, ours))
@@ -299,7 +299,7 @@ class _TaskComparison:
             at_edge=found.at_edge,
         )
         if len(chosen) < len(points):
-            return _Stood(standing, None)
+            return Stood(standing, None)
         metric, labels = ROW_METRICS[self.study.task.primary_metric], self.study.labels
         answers = [run.logits[point.name] for run, point in zip(runs, chosen, strict=True)]
         resampled = None
@@ -313,7 +313,7 @@ class _TaskComparison:
             flops=float(np.mean([point.flops for point in chosen])) / self.full_flops,
             time=_mean_time([point.time for point in chosen]),
         )
-        return _Stood(measured, resampled)
+        return Stood(measured, resampled)
 
     def summary(self, standings: tuple[Standing, ...]) -> Comparison:
         """The comparison of this task alone."""
@@ -382,9 +382,9 @@ def compare(
     for draw, task in enumerate(tasks):
         task.train()
         stood.append(task.standings(draw=draw))
-        summaries.append(replace(task.summary(_standings([stood[-1]])), left_out=left_out))
+        summaries.append(replace(task.summary(mean_standings([stood[-1]])), left_out=left_out))
         task.study.write(RESULT, summaries[-1].to_dict())
-    return summaries[0] if len(runs) == 1 else _over_tasks(summaries, _standings(stood))
+    return summaries[0] if len(runs) == 1 else over_tasks(summaries, mean_standings(stood))
 
 
 def _left_out(methods: Sequence[str], studies: Sequence[Study]) -> dict[str, str]:
@@ -423,8 +423,11 @@ def _has_pairs(study: Study) -> bool:
     return min(costs) < max(costs) and min(costs) <= max(CASCADE_SHARES) * full
 
 
-def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:
-    """Standings on one task, or means over several; p values corrected for their number."""
+def mean_standings(tasks: Sequence[Sequence[Stood]]) -> tuple[Standing, ...]:
+    """Standings on one task, or means over several; p values corrected for their number.
+
+    :param tasks: of each the standings, resampled independently of the others'.
+    """
     by_place = [{(row.standing.method, row.standing.share): row for row in rows} for rows in tasks]
     merged: list[Standing] = []
     p_values: dict[int, float] = {}
@@ -432,7 +435,7 @@ def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:
         if not all(place in rows for rows in by_place):
             continue
         rows = [rows[place] for rows in by_place]
-        standing = _mean([row.standing for row in rows])
+        standing = mean_standing([row.standing for row in rows])
         resampled = [row.resampled for row in rows if row.resampled is not None]
         if len(resampled) == len(rows):
             mean = averaged(resampled)
@@ -445,8 +448,8 @@ def _standings(tasks: Sequence[Sequence[_Stood]]) -> tuple[Standing, ...]:
     return tuple(merged)
 
 
-def _mean(rows: Sequence[Standing]) -> Standing:
-    """One row over several tasks; what differs among them and has no mean is left out."""
+def mean_standing(rows: Sequence[Standing]) -> Standing:
+    """One row over several tasks or seeds; what differs among them and has no mean is left out."""
     first = rows[0]
     if len(rows) == 1:
         return first
@@ -477,7 +480,11 @@ def _mean_time(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return float(alone), float(together)
 
 
-def _over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]) -> Comparison:
+def over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]) -> Comparison:
+    """One comparison in the mean of several tasks.
+
+    :param standings: from `mean_standings`.
+    """
     return Comparison(
         task=", ".join(summary.task for summary in summaries),
         metric=", ".join(dict.fromkeys(summary.metric for summary in summaries)),

@@ -1,0 +1,139 @@
+"""Seeds that were compared apart: their mean, and an interval that holds what one over all predictions would."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dynabert.errors import ModelFileError, SettingError
+from dynabert.statistics import ROW_METRICS, Difference, mean_difference, paired_difference, resampled_difference
+from dynabert.studies.compare import NO_POINT, OURS, Comparison, Standing
+from dynabert.studies.pooling import pooled
+
+SHARE = 0.5
+
+
+def comparison(difference: Difference | None, *, seed: int = 42, task: str = "trec", **changed: object) -> Comparison:
+    """FastBERT beside DynaBERT's 90.0, in hundredths; None: it has no point so cheap."""
+    ours = Standing(OURS, SHARE, "w1-d0.5", 90.0, 0.5, None, None, (0.5, 0.5), 1e-4, 9)
+    its = replace(ours, method="fastbert", point="s0.1", difference=difference)
+    its = replace(
+        its, **({"point": NO_POINT, "metric": None} if difference is None else {"metric": 90 - difference[0]})
+    )
+    usual = Comparison(task, "accuracy", 91.0, (seed,), 1e12, (ours, its), {}, rates=(1e-4,), full_flops=100)
+    return replace(usual, **changed)
+
+
+def written(folder: Path, *comparisons: Comparison) -> list[Path]:
+    files = [folder / f"{number}.json" for number in range(len(comparisons))]
+    for file, one in zip(files, comparisons, strict=True):
+        file.write_text(json.dumps(one.to_dict()))
+    return files
+
+
+def difference_of(found: Comparison) -> Difference:
+    difference = found.standings[1].difference
+    assert difference is not None
+    return difference
+
+
+def width(difference: Difference) -> float:
+    return difference.high - difference.low
+
+
+def test_one_seed_stays_what_it_is(tmp_path: Path) -> None:
+    alone = comparison(Difference(2.0, 0.5, 3.5))
+    found = pooled(written(tmp_path, alone))
+    assert difference_of(found) == pytest.approx((2.0, 0.5, 3.5), abs=0.05)
+    assert (found.seeds, found.full, found.standings[1].metric) == ((42,), 91.0, 88.0)
+
+
+def test_seeds_that_agree_leave_the_chance_of_the_rows(tmp_path: Path) -> None:
+    """However many there are: all of them answered the same rows."""
+    same = [comparison(Difference(2.0, 0.5, 3.5), seed=seed) for seed in (42, 43, 44)]
+    assert difference_of(pooled(written(tmp_path, *same))) == pytest.approx((2.0, 0.5, 3.5), abs=0.05)
+
+
+def test_seeds_that_differ_add_the_chance_of_training(tmp_path: Path) -> None:
+    sure = [comparison(Difference(d, d - 1e-6, d + 1e-6), seed=42 + n) for n, d in enumerate((1.0, 2.0, 4.5))]
+    found = pooled(written(tmp_path, *sure))
+    right = stats.ttest_1samp([1.0, 2.0, 4.5], 0).confidence_interval()
+    assert difference_of(found) == pytest.approx((2.5, *right), rel=0.05)
+    assert found.seeds == (42, 43, 44)
+    assert found.standings[1].metric == pytest.approx(87.5)
+
+
+def test_the_interval_is_that_of_all_predictions_or_a_little_wider(tmp_path: Path) -> None:
+    random, accuracy = np.random.default_rng(0), ROW_METRICS["accuracy"]
+    labels = random.integers(0, 2, 800)
+
+    def answers(errors: float) -> list[np.ndarray]:
+        hard = random.random(800)  # the same rows are hard for every seed
+        return [np.where(hard + 0.2 * random.random(800) < errors, 1 - labels, labels) for _ in range(3)]
+
+    files, parts = [], []
+    for task, (ours, its) in enumerate([(0.2, 0.25), (0.3, 0.32)]):
+        (tmp_path / str(task)).mkdir()
+        sides = answers(ours), answers(its)
+        parts.append(resampled_difference(accuracy, labels, {"": sides[0]}, {"": sides[1]}, n=5000, seed=task))
+        apart = [paired_difference(accuracy, labels, *pair, n=5000) for pair in zip(*sides, strict=True)]
+        points = [Difference(*(100 * value for value in found)) for found in apart]
+        seeds = [comparison(found, seed=42 + n, task=str(task)) for n, found in enumerate(points)]
+        files += written(tmp_path / str(task), *seeds)
+    together = Difference(*(100 * value for value in mean_difference(parts)))
+    found = difference_of(pooled(files))
+    assert found.mean == pytest.approx(together.mean)
+    assert 0.95 < width(found) / width(together) < 1.25
+
+
+def test_a_task_with_fewer_seeds_is_named(tmp_path: Path) -> None:
+    files = written(
+        tmp_path,
+        comparison(Difference(0.0, -1.0, 1.0), task="sst2"),
+        comparison(Difference(2.0, 1.0, 3.0)),
+        comparison(Difference(4.0, 3.0, 5.0), seed=43),
+    )
+    found = pooled(files)
+    assert (found.task, found.seeds) == ("sst2 (1 seed), trec", (42, 43))
+    assert [difference_of(task).mean for task in found.tasks] == pytest.approx([0.0, 3.0])
+    assert difference_of(found).mean == pytest.approx(1.5)
+    assert "sst2 (1 seed), trec" in found.table()
+    assert width(difference_of(found.tasks[1])) > width(difference_of(found.tasks[0])), "of two seeds little is known"
+
+
+def test_a_seed_without_a_point_leaves_none(tmp_path: Path) -> None:
+    found = pooled(written(tmp_path, comparison(Difference(2.0, 1.0, 3.0)), comparison(None, seed=43)))
+    assert found.standings[1].point == NO_POINT
+    assert found.standings[1].difference is None
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 42}, "1.json is seed 42 of trec again; give one file for each seed of a task"),
+        ({"seeds": (43, 44)}, "1.json has 2 seeds; give one file"),
+        ({"seed": 43, "rates": (2e-4,)}, r"1.json has rates \(0.0002,\), and the first file \(0.0001,\)"),
+        ({"seed": 43, "recipe": "paper"}, "1.json has recipe paper, and the first file"),
+        ({"seed": 43, "training_flops": 2e12}, "1.json has 2 TFLOPs of training, and seed 42 1; pool trainings of one"),
+        ({"task": "sst2", "ours": "dynabert-cascade"}, "1.json has ours dynabert-cascade, and the first file dynabert"),
+        ({"task": "sst2", "standings": ()}, "1.json has methods , and the first file dynabert, fastbert"),
+    ],
+)
+def test_what_was_not_asked_alike_is_refused(tmp_path: Path, other: dict[str, object], said: str) -> None:
+    gap = Difference(2.0, 1.0, 3.0)
+    with pytest.raises(SettingError, match=said):
+        pooled(written(tmp_path, comparison(gap), comparison(gap, **other)))
+
+
+def test_no_files_and_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no files given"):
+        pooled([])
+    with pytest.raises(ModelFileError, match=r"none\.json cannot be read"):
+        pooled([tmp_path / "none.json"])
+    for text in ("{", "[]", "{}", '{"rows": [], "seeds": [42]}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ModelFileError, match=r"other\.json is no compare\.json"):
+            pooled([tmp_path / "other.json"])
