@@ -434,8 +434,21 @@ def test_source_wants_a_task_or_own_files() -> None:
         Source(train=Path("a.csv"), validation=Path("b.csv"), text="text")
     with pytest.raises(SettingError, match="not both"):
         Source(task="sst2", train=Path("a.csv"))
+    with pytest.raises(SettingError, match="task sst2 has a metric of its own; leave out metric matthews"):
+        Source(task="sst2", metric="matthews")
     source = Source("sst2", Path("data"), limit=10)
     assert Source.from_json(source.to_json()).folder == Path("data").absolute()
+
+
+def test_own_rows_are_judged_by_the_metric_asked_for(job: tuple[Path, Source], tmp_path: Path) -> None:
+    encoder, source = job
+    train(encoder, replace(source, metric="matthews"), tmp_path / "run", plan=small_plan(), latency=None)
+    assert Saved.of(tmp_path / "run").roles()[0].metric == "matthews"
+    sweep = load_sweep(tmp_path / "run")
+    assert sweep.context.metric == "matthews"
+    assert {name for row in sweep.rows for name in row.quality.metrics} == {"matthews"}
+    with pytest.raises(SettingError, match="metric differ"):
+        train(encoder, source, tmp_path / "run", plan=small_plan(), latency=None)
 
 
 def test_the_finetune_stage_comes_last() -> None:

@@ -34,6 +34,7 @@ class Source:
     :param task: a name in `dynabert.tasks.TASKS`; then `folder` says where its files are (None: the hub).
     :param train: a file of your own, with `validation`, `text` (and `text_pair`) and `label`.
     :param limit: train on a random part of that many rows.
+    :param metric: of your own rows, a name in `dynabert.tasks.METRICS`; by default that of `load_files`.
     """
 
     task: str | None = None
@@ -44,6 +45,7 @@ class Source:
     text_pair: str | None = None
     label: str | None = None
     limit: int | None = None
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         own = {"train": self.train, "validation": self.validation, "text": self.text, "label": self.label}
@@ -52,6 +54,8 @@ class Source:
             raise SettingError("give a task, or files of your own (train, validation, text, label), not both")
         if self.task is None and missing:
             raise SettingError(f"own data also needs {', '.join(missing)}; or give a task, for instance --task sst2")
+        if self.task is not None and self.metric is not None:
+            raise SettingError(f"task {self.task} has a metric of its own; leave out metric {self.metric}")
 
     def load(self) -> tuple[Task, Roles]:
         """The task and its rows by role."""
@@ -60,7 +64,13 @@ class Source:
             return task, load_task(task, self.folder, limit=self.limit)
         assert self.train and self.validation and self.text and self.label, "checked on construction"
         return load_files(
-            self.train, self.validation, text=self.text, text_pair=self.text_pair, label=self.label, limit=self.limit
+            self.train,
+            self.validation,
+            text=self.text,
+            text_pair=self.text_pair,
+            label=self.label,
+            metric=self.metric,
+            limit=self.limit,
         )
 
     def moved_to(self, folder: Path) -> "Source":

@@ -132,14 +132,14 @@ def pick(
     max_memory_mb: Annotated[
         float | None, typer.Option(help="Megabytes of memory at most, on top of the engine's own.")
     ] = None,
-    min_metric: Annotated[float | None, typer.Option(help="Main metric at least.")] = None,
+    min_metric: Annotated[float | None, typer.Option(help="Main metric at least: 0.88, not 88.")] = None,
     must_load: Annotated[
         str | None, typer.Option(help="What must load it: transformers (stock), dynabert, onnx or openvino.")
     ] = None,
     engine: Engine = "torch",
     dtype: Dtype = "fp32",
     batch: Annotated[int | None, typer.Option(help="Batch of the latency that counts; it must be measured.")] = None,
-    seq: Annotated[int | None, typer.Option(help="Likewise its tokens.")] = None,
+    seq: Annotated[int | None, typer.Option(help="Its tokens; they must be measured.")] = None,
     any_machine: Annotated[
         bool, typer.Option("--any-machine", help="Trust latency and memory measured elsewhere or by other versions.")
     ] = False,
@@ -309,7 +309,7 @@ def search(
     engine: Engine = "torch",
     dtype: Dtype = "fp32",
     batch: Annotated[int | None, typer.Option(help="Batch of the latency; it must be measured.")] = None,
-    seq: Annotated[int | None, typer.Option(help="Likewise its tokens.")] = None,
+    seq: Annotated[int | None, typer.Option(help="Its tokens; they must be measured.")] = None,
     any_machine: Annotated[
         bool, typer.Option("--any-machine", help="Go by latency measured elsewhere or by other versions.")
     ] = False,

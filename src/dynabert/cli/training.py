@@ -28,6 +28,14 @@ def train(
     text: Annotated[str | None, typer.Option(help="Name of the text column.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="Name of a second text column.")] = None,
     label: Annotated[str | None, typer.Option(help="Name of the label column; decimals make it a regression.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Of your own rows: accuracy, accuracy_f1, matthews (for classes of unequal size) or pearson_spearman; "
+            "its first part chooses the weights.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Limit = None,
     recipe: Annotated[str, typer.Option(help="default, two-stage or paper.")] = "default",
     widths: Annotated[str, typer.Option(help="Widths to train, comma-separated.")] = "1,0.75,0.5,0.25",
@@ -40,7 +48,7 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of each stage; default has 1e-4, the others 2e-5.")
     ] = None,
-    finetune: Annotated[float | None, typer.Option(help="Epochs of a last stage on the labels alone.")] = None,
+    finetune: Annotated[float | None, typer.Option(help="Epochs of one more stage, on the labels alone.")] = None,
     teacher_epochs: Annotated[
         float | None,
         typer.Option(
@@ -49,20 +57,21 @@ def train(
             show_default=False,
         ),
     ] = None,
-    teacher_lr: Annotated[float | None, typer.Option(help="Learning rate of that; 5e-5 by default.")] = None,
+    teacher_lr: Annotated[float | None, typer.Option(help="Rate of fine-tuning the teacher; 5e-5 by default.")] = None,
     rewire: Annotated[bool, typer.Option(help="Put important heads and neurons first.")] = True,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows of a step, over all processes; 32 by default.", show_default=False)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Instead: as many rows as give each process this many tokens, with padding.")
+        int | None,
+        typer.Option(help="Instead of --batch-size: tokens of a process at most, padding included."),
     ] = None,
-    accumulate: Annotated[int, typer.Option(help="Parts that each process takes its rows of a step in.")] = 1,
+    accumulate: Annotated[int, typer.Option(help="Split each step into so many parts, which takes less memory.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens of a row at most.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    seed: Annotated[int, typer.Option(help="Random seed, of everything.")] = 42,
     precision: Annotated[
         str,
-        typer.Option(help="Of the matrix products: bf16, fp32, or auto: bf16 where the device has it."),
+        typer.Option(help="Of matrix products: bf16, fp32, or auto: bf16 where the device has it."),
     ] = "auto",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.0,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
@@ -96,7 +105,7 @@ def train(
     from dynabert.subnet import SubnetGrid
 
     saving = Saving(checkpoint_minutes, checkpoint_steps, on_disk_full=on_disk_full)  # type: ignore[arg-type]
-    source = Source(task, data, train, validation, text, text_pair, label, limit)
+    source = Source(task, data, train, validation, text, text_pair, label, limit, metric)
     plan = Plan(
         recipe=recipe_of(recipe).adjusted(epochs=epochs, lr=lr, finetune=finetune, schedule=_schedule(schedule)),
         grid=SubnetGrid(numbers_of("widths", widths), numbers_of("depths", depths)),
@@ -147,7 +156,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run folder; its corpus and encoder are made beside it.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed, of everything.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Do the whole job with no download: a corpus and a small BERT made on the spot, then the same path as train."""
