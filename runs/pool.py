@@ -22,14 +22,13 @@ def main() -> None:
     args = parser.parse_args()
     try:
         result = pooled(args.files)
-    except DynabertError as error:
+        if args.json is not None:
+            made_from = [file.name for file in args.files]
+            tasks = [task.to_dict() for task in result.tasks]
+            write_json(args.json, {**result.to_dict(), "tasks": tasks, "made_from": made_from})
+    except (DynabertError, OSError) as error:
         parser.error(str(error))
-    tables = (result, *result.tasks)
-    print("\n".join(table.table() for table in tables))
-    if args.json is not None:
-        made_from = [file.name for file in args.files]
-        tasks = [task.to_dict() for task in result.tasks]
-        write_json(args.json, {**result.to_dict(), "tasks": tasks, "made_from": made_from})
+    print("\n".join(table.table() for table in (result, *result.tasks)))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_job import small_plan, write_job, write_rows
+from small_studies import made_sweep
 
-from dynabert.errors import SettingError
+from dynabert.errors import NonFiniteError, SettingError
 from dynabert.plan import Plan
 from dynabert.recipes import RECIPES
 from dynabert.run import train
@@ -17,7 +18,7 @@ from dynabert.studies.ablate import ablate
 from dynabert.studies.compare import compare
 from dynabert.studies.factors import ALL_FACTORS, FACTORS, variants_of
 from dynabert.studies.study import Study
-from dynabert.studies.trials import Trial
+from dynabert.studies.trials import Point, Trial
 
 TWO_STAGE = Plan(recipe=RECIPES["two-stage"])
 
@@ -230,6 +231,33 @@ def test_tasks_are_averaged(run: Path, tmp_path: Path) -> None:
         assert effect.difference == pytest.approx(np.mean([part.difference for part in parts]))
         assert effect.high - effect.low <= max(part.high - part.low for part in parts) + 1e-9
     assert both.base["mean"] == pytest.approx(np.mean([study.base["mean"] for study in alone]))
+
+
+def test_rates_are_averaged_though_one_is_the_base_of_a_task_and_one_fails(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is trained: which rate is the best of a task, and what it predicts, is made up."""
+    encoder, source = write_job(tmp_path)
+    assert source.validation is not None
+    write_rows(source.validation, 40, seed=9)  # rows of its own
+    train(encoder, source, tmp_path / "run", plan=small_plan(seed=7), latency=None)
+    best = {run: 1e-4, tmp_path / "run": 3e-4}
+
+    def made(study: Study, name: str, plan: Plan, *, seed: int) -> Trial:
+        if plan.recipe.lr > 8e-4:
+            raise NonFiniteError("NaN in 3 steps")
+        answers = np.eye(2)[study.labels if plan.recipe.lr == best[study.run] else 1 - study.labels]
+        points = tuple(Point(size.name, answers[0, study.labels[0]], 1, 1, 2, (1, 1)) for size in study.plan.grid)
+        return Trial(name, 1e9, 9, points, {point.name: answers for point in points}, made_sweep())
+
+    monkeypatch.setattr(Study, "trained", made)
+    result = ablate(*best, factors=["learning-rate"], n_seeds=1, lrs=(1e-4, 3e-4, 9e-4), budget=0.3)
+    rows = {(row.variant, row.where): row for row in result.effects}
+    assert {variant for variant, _ in rows} == {"0.0001", "0.0003"}, "each is the base of one task"
+    assert [rows[variant, "mean"].difference for variant in ("0.0001", "0.0003")] == [-50, -50]
+    assert "learning rate 0.0009 is not chosen: NaN in 3 steps" in caplog.text
+    alone = ablate(run, factors=["learning-rate"], n_seeds=1, lrs=(1e-4, 3e-4, 9e-4), budget=0.3)
+    assert {row.variant for row in alone.effects} == {"0.0003"}, "nothing is changed by the rate that it has"
 
 
 def test_plans_that_differ_in_rate_and_length_alone_are_no_variants() -> None:

@@ -20,6 +20,7 @@ from dynabert.statistics import Difference
 from dynabert.studies.ablate import ablate
 from dynabert.studies.compare import ALL, CASCADE, OURS, Comparison, Standing, compare
 from dynabert.studies.compare_figure import LOOKS, figure
+from dynabert.studies.pooling import pooled
 from dynabert.studies.study import Study
 from dynabert.studies.trials import Trial
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
@@ -83,6 +84,18 @@ def test_methods_stand_beside_ours_at_equal_cost(run: Path) -> None:
             assert row.difference.low <= row.difference.mean <= row.difference.high
     table = result.table()
     assert "ours - its, 95 %" in table and "…" not in table
+
+
+def test_what_was_written_can_be_pooled_with_other_seeds(run: Path, tmp_path: Path) -> None:
+    result = compare(run, **{**SETTINGS, "n_seeds": 1})
+    first, other = run / "studies" / "compare.json", tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads(first.read_text()), "seeds": [43]}))
+    found = pooled([first, other])
+    assert found.seeds == (42, 43)
+    for row, own in zip(found.standings, result.standings, strict=True):
+        assert (row.method, row.share, row.point, row.metric) == (own.method, own.share, own.point, own.metric)
+        if own.difference is not None:
+            assert row.difference == pytest.approx(own.difference, abs=1.0), "equal seeds leave the chance of the rows"
 
 
 def test_no_number_of_a_full_table_is_cut_off() -> None:

@@ -1,12 +1,14 @@
 """Seeds that were compared apart: their mean, and an interval that holds what one over all predictions would."""
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+from small_studies import made_sweep
 
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.statistics import ROW_METRICS, Difference, mean_difference, paired_difference, resampled_difference
@@ -14,6 +16,7 @@ from dynabert.studies.compare import NO_POINT, OURS, Comparison, Standing
 from dynabert.studies.pooling import pooled
 
 SHARE = 0.5
+SWEEPS = {OURS: made_sweep()}
 
 
 def comparison(difference: Difference | None, *, seed: int = 42, task: str = "trec", **changed: object) -> Comparison:
@@ -23,14 +26,15 @@ def comparison(difference: Difference | None, *, seed: int = 42, task: str = "tr
     its = replace(
         its, **({"point": NO_POINT, "metric": None} if difference is None else {"metric": 90 - difference[0]})
     )
-    usual = Comparison(task, "accuracy", 91.0, (seed,), 1e12, (ours, its), {}, rates=(1e-4,), full_flops=100)
+    usual = Comparison(task, "accuracy", 91.0, (seed,), 1e12, (ours, its), SWEEPS, 5e11, rates=(1e-4,), full_flops=100)
     return replace(usual, **changed)
 
 
-def written(folder: Path, *comparisons: Comparison) -> list[Path]:
+def written(folder: Path, *comparisons: Comparison, **made: object) -> list[Path]:
+    folder.mkdir(exist_ok=True)
     files = [folder / f"{number}.json" for number in range(len(comparisons))]
     for file, one in zip(files, comparisons, strict=True):
-        file.write_text(json.dumps(one.to_dict()))
+        file.write_text(json.dumps({**one.to_dict(), "made": {"budget": 1.0, "limit": None, **made}}))
     return files
 
 
@@ -76,7 +80,6 @@ def test_the_interval_is_that_of_all_predictions_or_a_little_wider(tmp_path: Pat
 
     files, parts = [], []
     for task, (ours, its) in enumerate([(0.2, 0.25), (0.3, 0.32)]):
-        (tmp_path / str(task)).mkdir()
         sides = answers(ours), answers(its)
         parts.append(resampled_difference(accuracy, labels, {"": sides[0]}, {"": sides[1]}, n=5000, seed=task))
         apart = [paired_difference(accuracy, labels, *pair, n=5000) for pair in zip(*sides, strict=True)]
@@ -101,6 +104,7 @@ def test_a_task_with_fewer_seeds_is_named(tmp_path: Path) -> None:
     assert [difference_of(task).mean for task in found.tasks] == pytest.approx([0.0, 3.0])
     assert difference_of(found).mean == pytest.approx(1.5)
     assert "sst2 (1 seed), trec" in found.table()
+    assert "over rows and seeds; of sst2 (1 seed) over rows alone" in " ".join(found.table().split())
     assert width(difference_of(found.tasks[1])) > width(difference_of(found.tasks[0])), "of two seeds little is known"
 
 
@@ -110,30 +114,80 @@ def test_a_seed_without_a_point_leaves_none(tmp_path: Path) -> None:
     assert found.standings[1].difference is None
 
 
+def test_what_is_told_beside_the_difference(tmp_path: Path) -> None:
+    one, two = comparison(Difference(2.0, 1.0, 3.0)), comparison(Difference(3.0, 2.0, 4.0), seed=43, full=93.0)
+    other = replace(two.standings[1], point="s0.3", time=(0.7, 0.9), lr=2e-4, at_edge=True, flops=0.4)
+    found = pooled(written(tmp_path, replace(two, standings=(two.standings[0], other)), one))  # in any order
+    its = found.standings[1]
+    assert (found.seeds, found.full, found.rates) == ((42, 43), 92.0, (1e-4,))
+    assert (its.point, its.lr, its.at_edge, its.n_steps) == ("s0.1", None, True, 9)
+    assert its.time == pytest.approx((0.6, 0.7)) and its.flops == pytest.approx(0.45)
+    assert its.p_holm is not None and 0.05 < its.p_holm < 0.5, "two seeds tell little"
+    assert "several*" in found.table() and "2 seeds" in found.table()
+
+
+def test_tasks_of_one_name_are_told_apart_by_their_rows(tmp_path: Path) -> None:
+    """Rows of one's own are all called files."""
+    left = written(tmp_path / "a", comparison(Difference(2.0, 1.0, 3.0), task="files"), validation="a")
+    right = written(tmp_path / "b", comparison(Difference(4.0, 3.0, 5.0), task="files"), validation="b")
+    found = pooled([*left, *right])
+    assert (found.task, found.seeds, len(found.tasks)) == ("files, files", (42,), 2)
+    unknown = written(tmp_path / "c", comparison(Difference(4.0, 3.0, 5.0), task="files"))
+    with pytest.raises(SettingError, match=r"c/0\.json does not say which rows it is of, .*a/0\.json does"):
+        pooled([*left, *unknown])
+
+
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "made", "said"),
     [
-        ({"seed": 42}, "1.json is seed 42 of trec again; give one file for each seed of a task"),
-        ({"seeds": (43, 44)}, "1.json has 2 seeds; give one file"),
-        ({"seed": 43, "rates": (2e-4,)}, r"1.json has rates \(0.0002,\), and the first file \(0.0001,\)"),
-        ({"seed": 43, "recipe": "paper"}, "1.json has recipe paper, and the first file"),
-        ({"seed": 43, "training_flops": 2e12}, "1.json has 2 TFLOPs of training, and seed 42 1; pool trainings of one"),
-        ({"task": "sst2", "ours": "dynabert-cascade"}, "1.json has ours dynabert-cascade, and the first file dynabert"),
-        ({"task": "sst2", "standings": ()}, "1.json has methods , and the first file dynabert, fastbert"),
+        ({"seed": 42}, {}, "1/0.json is seed 42 of trec as .*0/0.json is; give one of them"),
+        ({"seeds": (43, 44)}, {}, "1/0.json is of 2 seeds; give the compare.json of each run"),
+        ({"task": "sst2, cola", "sweeps": {}}, {}, "1/0.json is a mean over tasks or seeds; give the compare.json of"),
+        ({"seed": 43, "rates": (2e-4,)}, {}, r"1/0.json has rates \(0.0002,\), .*0/0.json \(0.0001,\); pool what"),
+        ({"seed": 43, "recipe": "paper"}, {}, "1/0.json has recipe paper, "),
+        ({"task": "sst2", "ours": "dynabert-cascade"}, {}, "1/0.json has ours dynabert-cascade, .* dynabert; pool"),
+        ({"task": "sst2", "standings": ()}, {}, "1/0.json has methods , .* dynabert, fastbert; pool"),
+        ({"task": "sst2", "full_flops": 10}, {}, "1/0.json has full network of 10 FLOPs, .* 100 FLOPs; pool"),
+        ({"task": "sst2"}, {"budget": 0.25}, "1/0.json has budget 0.25, .* 1.0; pool what is alike"),
+        ({"seed": 43}, {"limit": 9}, "1/0.json has limit 9, .* None; pool what is alike"),
+        ({"seed": 43, "training_flops": 2e12}, {}, "1/0.json spent 2 TFLOPs on each method, .*0/0.json 1; pool train"),
+        ({"seed": 43, "teacher_flops": 0}, {}, "1/0.json spent 0 TFLOPs on teacher, .*0/0.json 0.5; pool trainings"),
     ],
 )
-def test_what_was_not_asked_alike_is_refused(tmp_path: Path, other: dict[str, object], said: str) -> None:
+def test_what_was_not_asked_alike_is_refused(
+    tmp_path: Path, other: dict[str, object], made: dict[str, object], said: str
+) -> None:
     gap = Difference(2.0, 1.0, 3.0)
+    files = written(tmp_path / "0", comparison(gap)) + written(tmp_path / "1", comparison(gap, **other), **made)
     with pytest.raises(SettingError, match=said):
-        pooled(written(tmp_path, comparison(gap), comparison(gap, **other)))
+        pooled(files)
 
 
 def test_no_files_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no files given"):
         pooled([])
-    with pytest.raises(ModelFileError, match=r"none\.json cannot be read"):
+    with pytest.raises(ModelFileError, match=r"none\.json"):
         pooled([tmp_path / "none.json"])
-    for text in ("{", "[]", "{}", '{"rows": [], "seeds": [42]}'):
+    usual = comparison(Difference(2.0, 1.0, 3.0)).to_dict()
+    for text in ("{", "[]", "{}", json.dumps(usual), json.dumps({**usual, "rows": [{}]})):
         (tmp_path / "other.json").write_text(text)
-        with pytest.raises(ModelFileError, match=r"other\.json is no compare\.json"):
+        with pytest.raises(ModelFileError, match=r"other\.json"):
             pooled([tmp_path / "other.json"])
+
+
+def test_the_script_prints_and_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gap, result = Difference(2.0, 1.0, 3.0), tmp_path / "pooled.json"
+    files = [str(file) for file in written(tmp_path, comparison(gap), comparison(gap, task="sst2"))]
+    script = str(Path(__file__).parents[2] / "runs" / "pool.py")
+    monkeypatch.setattr("sys.argv", [script, *files, "--json", str(result)])
+    runpy.run_path(script, run_name="__main__")
+    assert "trec, sst2: accuracy" in capsys.readouterr().out
+    saved = json.loads(result.read_text())
+    assert [task["task"] for task in saved["tasks"]] == ["trec", "sst2"]
+    assert saved["made_from"] == ["0.json", "1.json"]
+    monkeypatch.setattr("sys.argv", [script, str(result)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    assert "pooled.json is a mean over tasks or seeds" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A study goes on where it stopped: what is trained is kept, and told apart by all that it depends on."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from small_job import small_plan, write_job, write_rows
 
-from dynabert.errors import ModelFileError, SettingError
+from dynabert.errors import ModelFileError, NonFiniteError, SettingError
 from dynabert.files import read_json, write_json
 from dynabert.hooks import Hooks, StepReport
 from dynabert.loading import load, load_tokenizer, save_model
@@ -89,6 +90,20 @@ def test_an_interrupted_trial_goes_on_to_the_same_predictions(run: Path) -> None
     resumed = Study(run, hooks=count).trained("cut", plan, seed=42)
     assert 0 < count.steps < whole.n_steps
     assert all(np.array_equal(whole.logits[name], resumed.logits[name]) for name in whole.logits)
+
+
+def test_a_training_that_fails_leaves_no_weights_and_is_not_tried_again(run: Path) -> None:
+    count = Count()
+    study = Study(run, hooks=count)
+    plan = replace(study.plan, recipe=study.recipe.at_lr(1e30))
+    with pytest.raises(NonFiniteError) as failed:
+        study.trained("diverges", plan, seed=42)
+    assert count.steps > 0
+    assert not list((study.folder / "running").iterdir())
+    count.steps = 0
+    with pytest.raises(NonFiniteError, match=re.escape(str(failed.value))):
+        study.trained("again", plan, seed=42)
+    assert count.steps == 0
 
 
 def test_what_was_kept_before_a_run_was_forced_to_go_on_by_other_settings_is_not_of_it(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.errors import SettingError
+from dynabert.errors import NonFiniteError, SettingError
 from dynabert.hooks import Hooks
 from dynabert.plan import Plan
 from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_difference, p_value, resampled_difference
@@ -121,7 +121,10 @@ PAPER: Key = (RECIPE, "paper")
 
 @dataclass(frozen=True)
 class _Compared:
-    """One variant against another or the base at one place, on one task."""
+    """One variant against another or the base at one place, on one task.
+
+    :param same: it is the base itself: the learning rate that the base has.
+    """
 
     pair: Pair
     where: str
@@ -129,6 +132,7 @@ class _Compared:
     metric: float
     lr: float
     at_edge: bool
+    same: bool
 
 
 class _TaskStudy:
@@ -151,19 +155,30 @@ class _TaskStudy:
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
         self.at_edge: dict[Key, bool] = {}
+        self.failed: dict[Key, frozenset[float]] = {}
 
     def train(self) -> None:
         """Tune every variant with the first seed, then train it with all."""
         for key in self.plans:
             trained = partial(self.trained, key)
             score = attrgetter("select_score")
-            found = tuned(trained, self.rates, self.seeds, score=score, further=True)
+            found = tuned(trained, self.rates, self.seeds, score=score)
             self.lrs[key], self.trials[key] = found.lr, found.trials
             self.at_edge[key] = found.at_edge
+            self.failed[key] = found.failed
         for lr in self.rates if LEARNING_RATE in self.factors else ():
-            if lr != self.lrs[BASE, BASE]:
-                key = (LEARNING_RATE, f"{lr:g}")
-                self.lrs[key], self.trials[key] = lr, [self.trained((BASE, BASE), lr, seed) for seed in self.seeds]
+            if lr not in self.failed[BASE, BASE]:
+                self._train_at(lr)
+
+    def _train_at(self, lr: float) -> None:
+        """The base at a rate that is a variant itself: on some tasks the one that the base has, so that all have it."""
+        try:
+            trials = [self.trained((BASE, BASE), lr, seed) for seed in self.seeds]
+        except NonFiniteError as error:
+            log.warning("learning rate %g is left out: %s", lr, error)
+            return
+        key = (LEARNING_RATE, f"{lr:g}")
+        self.lrs[key], self.trials[key] = lr, trials
 
     def trained(self, key: Key, lr: float, seed: int) -> Trial:
         """One variant at one rate and seed, at the cost of the base."""
@@ -196,7 +211,9 @@ class _TaskStudy:
                 ]
                 found = resampled_difference(metric, labels, *sides, n=N_RESAMPLES, seed=draw)
                 edge = self.at_edge.get(key, False)  # a rate that is a variant itself was not chosen
-                rows.append(_Compared((key, other[1]), where, found, self.metric(key, where), self.lrs[key], edge))
+                same = key[0] == LEARNING_RATE and self.lrs[key] == self.lrs[other]
+                metric_there = self.metric(key, where)
+                rows.append(_Compared((key, other[1]), where, found, metric_there, self.lrs[key], edge, same))
         return rows
 
     def _pairs(self) -> Iterator[tuple[Key, Key]]:
@@ -268,10 +285,15 @@ def ablate(
 def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
     """Effects of one task, or means over several; p values corrected for their number."""
     by_place = [{(row.pair, row.where): row for row in rows} for rows in tasks]
-    common = [place for place in by_place[0] if all(place in rows for rows in by_place)]
     effects, p_values = [], []
-    for place in common:
-        rows = [by_task[place] for by_task in by_place]
+    for place in dict.fromkeys(place for rows in by_place for place in rows):
+        rows = [by_task[place] for by_task in by_place if place in by_task]
+        if all(row.same for row in rows):
+            continue  # nothing was changed
+        if len(rows) < len(tasks):
+            (factor, variant), _ = place[0]
+            log.warning("%s=%s is not in the mean: %d of %d tasks have it", factor, variant, len(rows), len(tasks))
+            continue
         mean = averaged([row.resampled for row in rows])
         difference = mean_difference([mean])
         p_values.append(p_value(mean.values))

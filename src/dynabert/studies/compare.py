@@ -144,12 +144,16 @@ class Comparison:
     def _caption(self) -> str:
         caption = f"ours: {self.ours}" + (f", recipe {self.recipe}; " if self.recipe else "; ")
         caption += f"{counted(self.seeds)}, {self.training_flops / 1e12:.3g} TFLOPs of training each"
+        own = ", ".join(name for name in self._methods() if name in METHODS and METHODS[name].from_encoder)
         if self.teacher_flops:
-            own = ", ".join(name for name in self._methods() if name in METHODS and METHODS[name].from_encoder)
             also = f"; {own} also the {self.teacher_flops / 1e12:.3g} of the teacher, which they do without"
             caption += also if own else ""
+        elif own:
+            caption += f"; {own} start from the fine-tuned model that the run was made of"
         caption += ". p: by Holm; x1, x32: time of an input, alone and in batches of 32, in the full network's."
-        caption += f" 95 %: {covering(self.seeds)}."
+        caption += f" 95 %: {covering(self.seeds)}"
+        few = [task.task for task in self.tasks if len(task.seeds) == 1 < len(self.seeds)]
+        caption += f"; of {', '.join(few)} over rows alone." if few else "."
         if len(self.rates) == 1:
             caption += " One learning rate for all, not tuned: --lrs tunes it."
         if self.left_out:
@@ -178,7 +182,7 @@ def _cells(row: Standing) -> tuple[str, ...]:
 
 
 def _rate(row: Standing) -> str:
-    return ("by task" if row.lr is None else f"{row.lr:.3g}") + ("*" if row.at_edge else "")
+    return ("several" if row.lr is None else f"{row.lr:.3g}") + ("*" if row.at_edge else "")
 
 
 def _brief(point: str) -> str:
@@ -206,7 +210,7 @@ class _TaskComparison:
         """Tune every method with the first seed, then train it with all."""
         for method in self.methods:
             trained = partial(self.trained, method)
-            self.tuned[method] = tuned(trained, self.rates, self.seeds, score=self._selected, further=True)
+            self.tuned[method] = tuned(trained, self.rates, self.seeds, score=self._selected)
 
     def trained(self, method: str, lr: float, seed: int) -> Trial:
         """One method at one rate and seed, at the training cost of the run."""

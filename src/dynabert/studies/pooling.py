@@ -1,12 +1,11 @@
 """Comparisons of one seed each as one of several seeds: for trainings on machines that share no folder, or long ago.
 
-What `Comparison.to_dict` keeps of each is all that is needed. Trials on one machine want nothing of this: `compare`
-with several seeds resamples their predictions together, here the chance of the rows is taken from each interval.
+What ``compare.json`` keeps of each is all that is needed. Trials on one machine want nothing of this: `compare` with
+several seeds resamples their predictions together, here the chance of the rows is taken from each interval.
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynabert.errors import ModelFileError, SettingError
+from dynabert.files import read_json
 from dynabert.statistics import Difference, Resampled
 from dynabert.studies.compare import Comparison, Standing, Stood, mean_standing, mean_standings, over_tasks
 from dynabert.studies.tuning import N_RESAMPLES, counted
@@ -22,91 +22,135 @@ _WIDTH = 2 * NormalDist().inv_cdf(0.975)  # of a 95 % interval, in standard devi
 _EQUAL = 0.05  # how far training FLOPs of two seeds may differ: batches of other rows cost a little more or less
 
 
+@dataclass(frozen=True)
+class _Seed:
+    """One task with one seed.
+
+    :param rows: which validation rows; None in files that do not say.
+    :param budget: of its trainings, as a share of what the run's recipe costs.
+    :param limit: training rows, where not all of the run.
+    """
+
+    file: Path
+    found: Comparison
+    rows: str | None
+    budget: float
+    limit: int | None
+
+    @property
+    def seed(self) -> int:
+        return self.found.seeds[0]
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """What all tasks and seeds have in common, by how messages call it."""
+        methods = ", ".join(sorted({row.method for row in self.found.standings}))
+        asked: dict[str, object] = {name: getattr(self.found, name) for name in ("ours", "recipe", "rates")}
+        return {**asked, "methods": methods, "budget": self.budget, "full network of": f"{self.found.full_flops} FLOPs"}
+
+
 def pooled(files: Sequence[str | Path]) -> Comparison:
     """One comparison of all seeds, in the mean of the tasks.
 
     The chance of training is that among the seeds, by Student's t; where a task has one seed it is unknown, and the
     interval holds its rows alone. The chance of the rows, which all seeds share, is the mean of what each has: somewhat
-    too large, for seeds do not err on quite the same rows.
+    too large, for seeds do not err on quite the same rows. Where rates are tuned, each seed has its own.
 
     :param files: ``compare.json`` of one run each, with one seed: of a task as many as it has seeds.
     :return: `Comparison.tasks` has that of each task; without sweeps.
     :raises ModelFileError: a file that is not such a comparison.
-    :raises SettingError: no files, one of several seeds, a seed that a task has twice, or comparisons of different
-        methods, rates, recipes or budgets.
+    :raises SettingError: no files, one of several seeds or tasks, a seed that a task has twice, or comparisons of
+        different methods, rates, recipes, budgets, networks or rows.
     """
     if not files:
         raise SettingError("no files given; give the compare.json of one run at least")
-    by_task: dict[str, list[Comparison]] = {}
-    for file in map(Path, files):
-        found = _read(file)
-        of_task = by_task.setdefault(found.task, [])
-        first = next(iter(by_task.values()))[0] if of_task or len(by_task) > 1 else found
-        _check(file, found, first, of_task)
-        of_task.append(found)
-    draws = [_stood(of_task, draw=draw) for draw, of_task in enumerate(by_task.values())]
-    tasks = [_over_seeds(of_task, stood) for of_task, stood in zip(by_task.values(), draws, strict=True)]
+    read = [_read(Path(file)) for file in files]
+    by_task: dict[tuple[str, str | None], list[_Seed]] = {}
+    for one in read:
+        seeds = by_task.setdefault((one.found.task, one.rows), [])
+        _check(one, read[0], seeds)
+        seeds.append(one)
+    groups = [sorted(seeds, key=lambda one: one.seed) for seeds in by_task.values()]
+    stood = [_stood([one.found for one in seeds], draw=draw) for draw, seeds in enumerate(groups)]
+    tasks = [_of_task([one.found for one in seeds], own) for seeds, own in zip(groups, stood, strict=True)]
     if len(tasks) == 1:
         return tasks[0]
     most = max((task.seeds for task in tasks), key=len)
-    named = [task if task.seeds == most else replace(task, task=_with_seeds(task)) for task in tasks]
-    return replace(over_tasks(named, mean_standings(draws)), seeds=most)
+    named = [
+        task if len(task.seeds) == len(most) else replace(task, task=f"{task.task} ({counted(task.seeds)})")
+        for task in tasks
+    ]
+    return replace(over_tasks(named, mean_standings(stood)), seeds=most)
 
 
-def _read(file: Path) -> Comparison:
-    """What `Comparison.to_dict` gave, without sweeps."""
+def _read(file: Path) -> _Seed:
+    """A file, without its sweeps.
+
+    :raises ModelFileError: something else.
+    :raises SettingError: of several seeds or tasks.
+    """
+    saved = read_json(file)
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        n_seeds, is_mean = len(saved["seeds"]), not saved["sweeps"]
         rows = tuple(_standing(row) for row in saved["rows"])
-        known = {field.name: saved[field.name] for field in fields(Comparison) if field.name in saved}
-        return Comparison(**{**known, "seeds": tuple(saved["seeds"]), "standings": rows, "sweeps": {}})
-    except OSError as error:
-        raise ModelFileError(f"{file} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+        taken = {field.name: saved[field.name] for field in fields(Comparison) if field.name in saved}
+        lists = {"seeds": tuple(saved["seeds"]), "rates": tuple(saved["rates"])}
+        found = Comparison(**{**taken, **lists, "standings": rows, "sweeps": {}, "tasks": ()})
+        if not is_mean and n_seeds == 1:
+            made = saved["made"]
+            return _Seed(file, found, made.get("validation"), made["budget"], made["limit"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{file} is no compare.json ({error}); give what dynabert compare wrote") from error
+    what = "a mean over tasks or seeds" if is_mean else f"of {n_seeds} seeds"
+    raise SettingError(f"{file} is {what}; give the compare.json of each run, with one seed")
 
 
 def _standing(row: dict[str, Any]) -> Standing:
-    difference = row["difference"]
-    return Standing(**{**row, "difference": None if difference is None else Difference(*difference)})
+    difference, time = row["difference"], row["time"]
+    exact = {"difference": difference and Difference(*difference), "time": time and tuple(time)}
+    return Standing(**{**row, **exact})
 
 
-def _check(file: Path, found: Comparison, first: Comparison, of_task: Sequence[Comparison]) -> None:
-    """Refuse what cannot be pooled with what was read before."""
-    if len(found.seeds) > 1 or any(found.seeds == other.seeds for other in of_task):
-        is_one = len(found.seeds) == 1
-        what = f"is seed {found.seeds[0]} of {found.task} again" if is_one else f"has {counted(found.seeds)}"
-        raise SettingError(f"{file} {what}; give one file for each seed of a task")
-    for what, value, expected in zip(_ASKED, _asked(found), _asked(first), strict=True):
-        if value != expected:
-            raise SettingError(f"{file} has {what} {value}, and the first file {expected}; pool what was asked alike")
-    for other in of_task[:1]:
-        if abs(found.training_flops / other.training_flops - 1) > _EQUAL:
-            spent = f"{found.training_flops / 1e12:.3g} TFLOPs of training, and seed {other.seeds[0]}"
-            raise SettingError(f"{file} has {spent} {other.training_flops / 1e12:.3g}; pool trainings of one budget")
+def _check(one: _Seed, first: _Seed, before: Sequence[_Seed]) -> None:
+    """Refuse what cannot be pooled with what was read before.
 
-
-_ASKED = ("ours", "recipe", "rates", "methods")
-
-
-def _asked(found: Comparison) -> tuple[object, ...]:
-    methods = ", ".join(sorted({row.method for row in found.standings}))
-    return found.ours, found.recipe, tuple(found.rates), methods
-
-
-def _with_seeds(task: Comparison) -> str:
-    return f"{task.task} ({counted(task.seeds)})"
+    :param before: of the same task.
+    """
+    for what, value in one.asked.items():
+        if value != first.asked[what]:
+            raise SettingError(f"{one.file} has {what} {value}, {first.file} {first.asked[what]}; pool what is alike")
+    if (one.rows is None) != (first.rows is None):
+        unknown, known = (one, first) if one.rows is None else (first, one)
+        raise SettingError(f"{unknown.file} does not say which rows it is of, {known.file} does; compare anew")
+    for other in before:
+        if one.seed == other.seed:
+            raise SettingError(
+                f"{one.file} is seed {one.seed} of {one.found.task} as {other.file} is; give one of them"
+            )
+        if one.limit != other.limit:
+            raise SettingError(f"{one.file} has limit {one.limit}, {other.file} {other.limit}; pool what is alike")
+        for what in ("training_flops", "teacher_flops"):
+            mine, its = getattr(one.found, what), getattr(other.found, what)
+            if abs(mine - its) > _EQUAL * max(mine, its):
+                name = what.replace("_flops", "").replace("training", "each method")
+                raise SettingError(
+                    f"{one.file} spent {mine / 1e12:.3g} TFLOPs on {name}, {other.file} {its / 1e12:.3g}; "
+                    "pool trainings of one cost"
+                )
 
 
 def _stood(seeds: Sequence[Comparison], *, draw: int) -> list[Stood]:
     """Every method at every share, over the seeds of a task; all with the same draws of its rows."""
     normal = np.random.default_rng(draw).standard_normal(N_RESAMPLES)
     by_place = [{(row.method, row.share): row for row in one.standings} for one in seeds]
-    return [_over([rows[place] for rows in by_place], normal) for place in by_place[0]]
+    return [_over_seeds([rows[place] for rows in by_place], normal) for place in by_place[0]]
 
 
-def _over(rows: Sequence[Standing], normal: np.ndarray) -> Stood:
-    """One method at one share over seeds."""
+def _over_seeds(rows: Sequence[Standing], normal: np.ndarray) -> Stood:
+    """One method at one share.
+
+    :param normal: the chance of the rows, standard normal numbers.
+    """
     mean = replace(mean_standing(rows), difference=None, p_holm=None)
     if mean.metric is None:
         return Stood(mean, None)
@@ -122,12 +166,13 @@ def _over(rows: Sequence[Standing], normal: np.ndarray) -> Stood:
     return Stood(mean, resampled)
 
 
-def _over_seeds(seeds: Sequence[Comparison], stood: Iterable[Stood]) -> Comparison:
+def _of_task(seeds: Sequence[Comparison], stood: list[Stood]) -> Comparison:
     """The comparison of one task."""
     return replace(
         seeds[0],
         seeds=tuple(one.seeds[0] for one in seeds),
         full=float(np.mean([one.full for one in seeds])),
         training_flops=float(np.mean([one.training_flops for one in seeds])),
-        standings=mean_standings([list(stood)]),
+        teacher_flops=float(np.mean([one.teacher_flops for one in seeds])),
+        standings=mean_standings([stood]),
     )

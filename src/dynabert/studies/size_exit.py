@@ -248,9 +248,8 @@ class _Measure:
         """A size with its ramps, at the threshold of each agreement."""
         if not asked:
             return []
-        names = {threshold: replace(trained, thresholds=(threshold,)).points()[0] for threshold in asked.values()}
-        by_name = {name: threshold for threshold, name in names.items()}
-        method = replace(trained, thresholds=tuple(sorted(by_name.values())))
+        method = replace(trained, thresholds=tuple(sorted(set(asked.values()))))
+        names = dict(zip(method.thresholds, method.points(), strict=True))
         times = self._times(method)
         return [
             replace(

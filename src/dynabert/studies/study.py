@@ -2,6 +2,7 @@
 
     RUN/studies/seeds/43/teacher/   the teacher of another seed than the run's own
     RUN/studies/trials/             one safetensors file for each finished training, named by all that it depends on
+                                    (or a small file that says how it failed)
     RUN/studies/running/            a training that is not finished yet: a run folder, gone on with exactly
 
 So a study goes on where it stopped.
@@ -9,7 +10,8 @@ So a study goes on where it stopped.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -23,8 +25,8 @@ from dynabert.baselines.masked import MaskedEncoder, Vocabulary
 from dynabert.baselines.method import ElasticMethod, Method, Spent
 from dynabert.data import fingerprint
 from dynabert.elastic import ElasticModel
-from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import storage_errors, write_json
+from dynabert.errors import ModelFileError, NonFiniteError, SettingError
+from dynabert.files import read_json, storage_errors, write_json
 from dynabert.folders import remove_folder
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
@@ -187,6 +189,7 @@ class Study:
             "budget": self.budget,
             "limit": self.source.limit,
             "n_train": len(self._roles.train.ids),
+            "validation": self.validation,
             "machine": asdict(machine_of(torch.device(self.device))),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -200,12 +203,23 @@ class Study:
         :param name: what it is called.
         :param settings: everything that its result depends on besides the run: plain values.
         :param make: trains it.
+        :raises NonFiniteError: training fails; that is kept too, and is not tried again.
         """
         digest, trials = self._digest(settings), self.folder / "trials"
         known = sorted(trials.glob(f"*-{digest}.safetensors"))
         path = known[0] if known else trials / f"{name.replace(' ', '-')}-{digest}.safetensors"
+        failure = trials / f"{digest}.failed.json"
+        if failure.exists():
+            raise NonFiniteError(read_json(failure)["error"])
         if not known:
-            make().save(path)
+            try:
+                made = make()
+            except NonFiniteError as error:
+                with storage_errors(trials):
+                    trials.mkdir(parents=True, exist_ok=True)
+                write_json(failure, {"name": name, "error": str(error)})
+                raise
+            made.save(path)
         return Trial.load(path)
 
     def _digest(self, settings: object) -> str:
@@ -290,13 +304,12 @@ class Study:
                 made.append(self._trained(name, unnamed, seed, work))
             return made[0]
 
-        trials = {name: self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))}
-        for other in also:
-            if made or not other.spare:
-                make = partial(self._derived, other, network, seed)
-                trials[other.name] = self.kept(f"{other.name}-{seed}", (*settings, other.settings), make)
-        if work.exists():
-            remove_folder(work)
+        with _left_if_interrupted(work):
+            trials = {name: self.kept(f"{name}-{seed}", settings, lambda: self.trial(name, network(), seed))}
+            for other in also:
+                if made or not other.spare:
+                    make = partial(self._derived, other, network, seed)
+                    trials[other.name] = self.kept(f"{other.name}-{seed}", (*settings, other.settings), make)
         return trials
 
     def _derived(self, other: Derived, network: Callable[[], ElasticMethod], seed: int) -> Trial:
@@ -317,6 +330,22 @@ class Study:
     def trial(self, name: str, method: Method, seed: int) -> Trial:
         """What is kept of a trained method."""
         return trial_of(name, method, self.rows(seed), full=self.network(seed).at(Subnet()))
+
+
+@contextmanager
+def _left_if_interrupted(work: Path) -> Iterator[None]:
+    """A block at whose end the folder of a training goes, whether it succeeded or failed for good."""
+    try:
+        yield
+    except NonFiniteError:
+        _remove(work)
+        raise
+    _remove(work)
+
+
+def _remove(work: Path) -> None:
+    if work.exists():
+        remove_folder(work)
 
 
 def _seeded(plan: Plan, seed: int) -> Plan:

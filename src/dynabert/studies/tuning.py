@@ -19,11 +19,13 @@ class Tuned:
 
     :param trials: one for each seed.
     :param at_edge: the rate is the lowest or the highest of several that were tried: a better one may lie beyond.
+    :param failed: rates at which training fails.
     """
 
     lr: float
     trials: list[Trial]
     at_edge: bool
+    failed: frozenset[float] = frozenset()
 
 
 def tuned(
@@ -32,34 +34,34 @@ def tuned(
     seeds: Sequence[int],
     *,
     score: Callable[[Trial], float],
-    further: bool = False,
 ) -> Tuned:
     """Choose a learning rate with the first seed, and train with all.
 
+    Where the best of several rates is the lowest or the highest, one more is tried, a third or thrice of it.
+
     :param train: gives the trial of a rate and a seed.
     :param score: of a trial, on the `select` rows; higher is better.
-    :param further: where the best of several rates is the lowest or the highest, try one more, a third or thrice of it.
     :raises NonFiniteError: training fails at every rate. One at which it fails alone is told and not chosen.
     """
-    failures: list[NonFiniteError] = []
+    failures: dict[float, NonFiniteError] = {}
 
     def scored(lr: float) -> float:
         try:
             return score(train(lr, seeds[0]))
         except NonFiniteError as error:
             log.warning("learning rate %g is not chosen: %s", lr, error)
-            failures.append(error)
+            failures[lr] = error
             return float("-inf")
 
     scores = {lr: scored(lr) for lr in rates}
     if len(failures) == len(scores):
-        raise failures[0]
+        raise next(iter(failures.values()))
     best = max(scores, key=scores.__getitem__)
-    if further and _at_edge(best, scores):
+    if _at_edge(best, scores):
         beyond = _rounded(best / 3 if best == min(scores) else best * 3)
         scores[beyond] = scored(beyond)
         best = max(scores, key=scores.__getitem__)
-    return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores))
+    return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores), frozenset(failures))
 
 
 def _at_edge(lr: float, tried: Iterable[float]) -> bool:
