@@ -126,6 +126,15 @@ def test_what_is_told_beside_the_difference(tmp_path: Path) -> None:
     assert "several*" in found.table() and "2 seeds" in found.table()
 
 
+def test_methods_that_not_every_file_has_are_left_out(tmp_path: Path) -> None:
+    one = comparison(Difference(2.0, 1.0, 3.0))
+    more = (*one.standings, replace(one.standings[1], method="deebert"))
+    found = pooled(written(tmp_path, one, replace(one, task="sst2", standings=more)))
+    assert [row.method for row in found.standings] == [OURS, "fastbert"]
+    assert found.left_out == {"deebert": "it is not in every file"}
+    assert "Left out: deebert, for it is not in every file" in " ".join(found.table().split())
+
+
 def test_tasks_of_one_name_are_told_apart_by_their_rows(tmp_path: Path) -> None:
     """Rows of one's own are all called files."""
     left = written(tmp_path / "a", comparison(Difference(2.0, 1.0, 3.0), task="files"), validation="a")
@@ -146,7 +155,7 @@ def test_tasks_of_one_name_are_told_apart_by_their_rows(tmp_path: Path) -> None:
         ({"seed": 43, "rates": (2e-4,)}, {}, r"1/0.json has rates \(0.0002,\), .*0/0.json \(0.0001,\); pool what"),
         ({"seed": 43, "recipe": "paper"}, {}, "1/0.json has recipe paper, "),
         ({"task": "sst2", "ours": "dynabert-cascade"}, {}, "1/0.json has ours dynabert-cascade, .* dynabert; pool"),
-        ({"task": "sst2", "standings": ()}, {}, "1/0.json has methods , .* dynabert, fastbert; pool"),
+        ({"task": "sst2", "standings": ()}, {}, "the 2 files have no method in common but none"),
         ({"task": "sst2", "full_flops": 10}, {}, "1/0.json has full network of 10 FLOPs, .* 100 FLOPs; pool"),
         ({"task": "sst2"}, {"budget": 0.25}, "1/0.json has budget 0.25, .* 1.0; pool what is alike"),
         ({"seed": 43}, {"limit": 9}, "1/0.json has limit 9, .* None; pool what is alike"),

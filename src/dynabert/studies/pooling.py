@@ -44,9 +44,13 @@ class _Seed:
     @property
     def asked(self) -> dict[str, object]:
         """What all tasks and seeds have in common, by how messages call it."""
-        methods = ", ".join(sorted({row.method for row in self.found.standings}))
         asked: dict[str, object] = {name: getattr(self.found, name) for name in ("ours", "recipe", "rates")}
-        return {**asked, "methods": methods, "budget": self.budget, "full network of": f"{self.found.full_flops} FLOPs"}
+        return {**asked, "budget": self.budget, "full network of": f"{self.found.full_flops} FLOPs"}
+
+    @property
+    def methods(self) -> set[str]:
+        """Of which it has a row."""
+        return {row.method for row in self.found.standings}
 
 
 def pooled(files: Sequence[str | Path]) -> Comparison:
@@ -56,15 +60,17 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
     interval holds its rows alone. The chance of the rows, which all seeds share, is the mean of what each has: somewhat
     too large, for seeds do not err on quite the same rows. Where rates are tuned, each seed has its own.
 
+    Methods that not every file has are left out, which `Comparison.left_out` says.
+
     :param files: ``compare.json`` of one run each, with one seed: of a task as many as it has seeds.
     :return: `Comparison.tasks` has that of each task; without sweeps.
     :raises ModelFileError: a file that is not such a comparison.
-    :raises SettingError: no files, one of several seeds or tasks, a seed that a task has twice, or comparisons of
-        different methods, rates, recipes, budgets, networks or rows.
+    :raises SettingError: no files, one of several seeds or tasks, a seed that a task has twice, comparisons of
+        different rates, recipes, budgets, networks or rows, or no method that all have.
     """
     if not files:
         raise SettingError("no files given; give the compare.json of one run at least")
-    read = [_read(Path(file)) for file in files]
+    read = _common([_read(Path(file)) for file in files])
     by_task: dict[tuple[str, str | None], list[_Seed]] = {}
     for one in read:
         seeds = by_task.setdefault((one.found.task, one.rows), [])
@@ -103,6 +109,29 @@ def _read(file: Path) -> _Seed:
         raise ModelFileError(f"{file} is no compare.json ({error}); give what dynabert compare wrote") from error
     what = "a mean over tasks or seeds" if is_mean else f"of {n_seeds} seeds"
     raise SettingError(f"{file} is {what}; give the compare.json of each run, with one seed")
+
+
+def _common(read: Sequence[_Seed]) -> list[_Seed]:
+    """The files with the methods that all of them have.
+
+    :raises SettingError: none but DynaBERT itself.
+    """
+    common = set.intersection(*(one.methods for one in read))
+    if len(common) < 2:
+        raise SettingError(f"the {len(read)} files have no method in common but {', '.join(common) or 'none'}")
+    missing = sorted(set.union(*(one.methods for one in read)) - common)
+    left_out = {method: "it is not in every file" for method in missing}
+    return [
+        replace(
+            one,
+            found=replace(
+                one.found,
+                standings=tuple(row for row in one.found.standings if row.method in common),
+                left_out={**one.found.left_out, **left_out},
+            ),
+        )
+        for one in read
+    ]
 
 
 def _standing(row: dict[str, Any]) -> Standing:
