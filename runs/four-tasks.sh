@@ -5,7 +5,7 @@
 # budgets by it, and a comparison at the whole budget takes the run itself for DynaBERT's training.
 # TASKS="sst2 mnli": others, ROWS=0: all rows of SST-2, MNLI and QNLI, RUNS=DIR: elsewhere, MODEL=NAME: another encoder.
 # SEEDS="42 43 44": runs/four/sst2-43 and so on beside it, from the teacher of the first seed.
-# Needs DYNABERT_DATA. Estimated: two hours on one core that has bf16. TREC took 27 minutes on a busy one without.
+# Needs DYNABERT_DATA. An hour and a quarter on one core that has bf16. TREC took 27 minutes on a busy one without.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"

@@ -438,6 +438,7 @@ def test_source_wants_a_task_or_own_files() -> None:
         Source(task="sst2", metric="matthews")
     source = Source("sst2", Path("data"), limit=10)
     assert Source.from_json(source.to_json()).folder == Path("data").absolute()
+    assert "metric" not in source.to_json(), "by these values studies find what they have kept"
 
 
 def test_own_rows_are_judged_by_the_metric_asked_for(job: tuple[Path, Source], tmp_path: Path) -> None:

@@ -92,10 +92,13 @@ class Source:
 
     def to_json(self) -> dict[str, str | int | None]:
         """Plain values, paths absolute, so that the run can be measured from any folder."""
-        return {
+        values = {
             name: str(value.expanduser().absolute()) if isinstance(value, Path) else value
             for name, value in self.__dict__.items()
         }
+        if self.metric is None:  # what was kept by these values before there was a choice is still found
+            del values["metric"]
+        return values
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Source":

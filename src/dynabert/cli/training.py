@@ -31,8 +31,8 @@ def train(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="Of your own rows: accuracy, accuracy_f1, matthews (for classes of unequal size) or pearson_spearman; "
-            "its first part chooses the weights.",
+            help="Of your own rows: accuracy, accuracy_f1 (two classes), matthews (for classes of unequal size) or "
+            "pearson_spearman; the first part of the name chooses the weights.",
             show_default=False,
         ),
     ] = None,

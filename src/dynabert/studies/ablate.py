@@ -288,16 +288,15 @@ def _effects(tasks: Sequence[Sequence[_Compared]]) -> tuple[Effect, ...]:
     effects, p_values = [], []
     for place in dict.fromkeys(place for rows in by_place for place in rows):
         rows = [by_task[place] for by_task in by_place if place in by_task]
+        ((factor, variant), against), where = place
+        if len(rows) < len(tasks):
+            log.warning("%s=%s (%s) is in %d of %d tasks and not told", factor, variant, where, len(rows), len(tasks))
+            continue
         if all(row.same for row in rows):
             continue  # nothing was changed
-        if len(rows) < len(tasks):
-            (factor, variant), _ = place[0]
-            log.warning("%s=%s is not in the mean: %d of %d tasks have it", factor, variant, len(rows), len(tasks))
-            continue
         mean = averaged([row.resampled for row in rows])
         difference = mean_difference([mean])
         p_values.append(p_value(mean.values))
-        ((factor, variant), against), where = place
         effects.append(
             Effect(
                 factor=factor,
