@@ -9,8 +9,8 @@ from dynabert.results import sweep_file
 from dynabert.statistics import Difference
 from dynabert.studies.ablate import RESULT as ABLATED
 from dynabert.studies.ablate import Ablation, Effect
-from dynabert.studies.compare import OURS, Comparison, Standing
 from dynabert.studies.compare import RESULT as COMPARED
+from dynabert.studies.standings import OURS, Comparison, Standing
 from dynabert.studies.study import STUDIES
 from dynabert.sweep import Context, Cost, LatencySettings, Machine, Measurement, Quality, Sweep, Timing
 

@@ -21,7 +21,7 @@ from dynabert.files import write_json
 from dynabert.report.data import collect
 from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN, Studies
 from dynabert.results import SWEEP_FILE, deployed_of
-from dynabert.studies.compare import CASCADE, OURS
+from dynabert.studies.standings import CASCADE, OURS
 
 
 @pytest.fixture

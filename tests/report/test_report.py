@@ -16,7 +16,8 @@ from dynabert.files import write_json
 from dynabert.report import REPORT_FILE, report_run
 from dynabert.report.figure import COLOURS, SHAPES
 from dynabert.rewire import Importance
-from dynabert.studies.compare import ALL, OURS
+from dynabert.studies.compare import ALL
+from dynabert.studies.standings import OURS
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from dynabert.results import load_result
 from dynabert.run import train
 from dynabert.statistics import Difference
 from dynabert.studies.ablate import ablate
-from dynabert.studies.compare import ALL, CASCADE, OURS, Comparison, Standing, compare
+from dynabert.studies.compare import ALL, compare
 from dynabert.studies.compare_figure import LOOKS, figure
 from dynabert.studies.pooling import pooled
+from dynabert.studies.standings import CASCADE, OURS, Comparison, Standing
 from dynabert.studies.study import Study
 from dynabert.studies.trials import Trial
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops

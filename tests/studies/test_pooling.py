@@ -12,8 +12,8 @@ from small_studies import made_sweep
 
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.statistics import ROW_METRICS, Difference, mean_difference, paired_difference, resampled_difference
-from dynabert.studies.compare import NO_POINT, OURS, Comparison, Standing
 from dynabert.studies.pooling import pooled
+from dynabert.studies.standings import NO_POINT, OURS, Comparison, Standing
 
 SHARE = 0.5
 SWEEPS = {OURS: made_sweep()}

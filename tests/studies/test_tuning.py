@@ -20,7 +20,6 @@ def choice(rates: tuple[float, ...], *, fails: tuple[float, ...] = ()) -> tuple[
 
     found = tuned(train, rates, (1, 2), score=SCORES.__getitem__)  # type: ignore[arg-type]
     assert found.trials == [found.lr, found.lr]
-    assert found.failed == set(fails)
     return found.lr, found.at_edge, trained
 
 

@@ -21,6 +21,7 @@ from dynabert.studies.patterns import (
     SubnetCoverage,
 )
 from dynabert.studies.size_exit import ExitPoint, SizeExit
+from dynabert.studies.standings import CASCADE, OURS
 from dynabert.studies.study import STUDIES
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
@@ -185,9 +186,9 @@ def read_compared(out: Path, own: Sweep) -> Compared:
         method, share = row.get("method", str), row.get("share", float)
         if row.values.get("difference") is not None:
             gaps.append(_gap(row, OWN_METHOD if _is_ours(method) else method, share))
-        elif method != saved.values.get("ours", compare.OURS):
+        elif method != saved.values.get("ours", OURS):
             unpaired.append((method, share))
-    by_cascades = saved.values.get("ours") == compare.CASCADE
+    by_cascades = saved.values.get("ours") == CASCADE
     missing = saved.table("left_out") if saved.values.get("left_out") else None
     left_out = {} if missing is None else {name: missing.get(name, str) for name in missing.values}
     return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades, left_out)

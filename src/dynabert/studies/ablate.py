@@ -155,7 +155,6 @@ class _TaskStudy:
         self.trials: dict[Key, list[Trial]] = {}
         self.lrs: dict[Key, float] = {}
         self.at_edge: dict[Key, bool] = {}
-        self.failed: dict[Key, frozenset[float]] = {}
 
     def train(self) -> None:
         """Tune every variant with the first seed, then train it with all."""
@@ -165,10 +164,8 @@ class _TaskStudy:
             found = tuned(trained, self.rates, self.seeds, score=score)
             self.lrs[key], self.trials[key] = found.lr, found.trials
             self.at_edge[key] = found.at_edge
-            self.failed[key] = found.failed
         for lr in self.rates if LEARNING_RATE in self.factors else ():
-            if lr not in self.failed[BASE, BASE]:
-                self._train_at(lr)
+            self._train_at(lr)
 
     def _train_at(self, lr: float) -> None:
         """The base at a rate that is a variant itself: on some tasks the one that the base has, so that all have it."""

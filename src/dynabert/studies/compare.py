@@ -7,11 +7,10 @@ tried beyond it. Methods that fine-tune the encoder themselves may spend the tea
 from all rows of the run, as the teacher did, where a study is limited to fewer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,174 +22,32 @@ from dynabert.hooks import Hooks
 from dynabert.job import Prepared
 from dynabert.statistics import (
     ROW_METRICS,
-    Difference,
-    Resampled,
-    averaged,
-    holm,
-    mean_difference,
-    p_value,
     resampled_difference,
+)
+from dynabert.studies.standings import (
+    CASCADE,
+    NO_POINT,
+    OURS,
+    OWN,
+    Comparison,
+    Standing,
+    Stood,
+    mean_standings,
+    mean_time,
+    over_tasks,
 )
 from dynabert.studies.study import Derived, Study, studies_of
 from dynabert.studies.trials import Point, Trial
-from dynabert.studies.tuning import N_RESAMPLES, Tuned, check_settings, counted, covering, tuned
+from dynabert.studies.tuning import N_RESAMPLES, Tuned, check_settings, tuned
 from dynabert.subnet import Subnet, encoder_flops
-from dynabert.sweep import Sweep, plain_text
 
-OURS, CASCADE = "dynabert", "dynabert-cascade"
-OWN = (OURS, CASCADE)
-"""DynaBERT itself: at each cost its best size, or its best cascade of two sizes."""
 CASCADE_SHARES = (0.75, 0.5, 0.375, 0.25, 0.1875)
 """Mean costs of the cascades that are looked for, as shares of the full network's FLOPs."""
 SHARES = (0.5, 0.25)
 RESULT = "compare.json"
-NO_POINT = "no point so cheap"
 
 ALL = (CASCADE, *METHODS)
 """What can stand beside DynaBERT's sizes."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A method at one cost, beside DynaBERT; metrics in hundredths, means over the seeds.
-
-    Where a method has no point as cheap as that, `point` says so, and what would be measured is None.
-
-    :param share: of the full network's FLOPs, at most.
-    :param point: what was chosen with the first seed, or `NO_POINT`.
-    :param flops: of an input at that point, as a share of the full network's, on the validation rows.
-    :param difference: DynaBERT (`Comparison.ours`) minus the method, with its 95 % interval, see `covering`. None for
-        itself, and where it has no such point.
-    :param p_holm: two-sided p value, corrected for all differences of the comparison.
-    :param time: of an input, as a share of the full network's, one by one and in batches of 32.
-    :param lr: that was chosen; None where tasks differ in it.
-    :param at_edge: the rate is the lowest or highest that was tried, on one of the tasks at least.
-    """
-
-    method: str
-    share: float
-    point: str
-    metric: float | None
-    flops: float | None
-    difference: Difference | None
-    p_holm: float | None
-    time: tuple[float, float] | None
-    lr: float | None
-    n_steps: int
-    at_edge: bool = False
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All methods of a comparison, and what they have in common.
-
-    :param full: metric of the teachers, in hundredths, mean over the seeds.
-    :param seeds: of the first run; each has its own and the ones after it.
-    :param training_flops: of every method, beyond the teacher.
-    :param sweeps: of every method with the first seed, by name.
-    :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
-    :param recipe: by which DynaBERT was trained.
-    :param ours: what the others are compared with: a name in `OWN`.
-    :param left_out: methods that cannot do one of the tasks, and why.
-    :param rates: learning rates that every method chose from, the one beyond an end not counted.
-    :param full_flops: of an input in the full network, see `dynabert.baselines.method.SEQ_LEN`.
-    :param tasks: of several runs, the comparison of each.
-    """
-
-    task: str
-    metric: str
-    full: float
-    seeds: tuple[int, ...]
-    training_flops: float
-    standings: tuple[Standing, ...]
-    sweeps: Mapping[str, Sweep]
-    teacher_flops: float = 0.0
-    recipe: str = ""
-    ours: str = OURS
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    rates: tuple[float, ...] = ()
-    full_flops: int = 0
-    tasks: tuple["Comparison", ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; of several runs without those of each, which are in its folder."""
-        apart = ("standings", "sweeps", "tasks")
-        fields = {name: value for name, value in self.__dict__.items() if name not in apart}
-        rows = [asdict(standing) for standing in self.standings]
-        return {**fields, "rows": rows, "sweeps": {name: sweep.to_dict() for name, sweep in self.sweeps.items()}}
-
-    def table(self) -> str:
-        """The standings as lines of plain text."""
-        from rich import box
-        from rich.table import Table
-
-        title = f"{self.task}: {self.metric} x 100 at a share of the FLOPs at most; teacher {self.full:.2f}"
-        table = Table(
-            title=title,
-            caption=self._caption(),
-            box=box.SIMPLE,
-            collapse_padding=True,
-            pad_edge=False,
-            show_edge=False,
-        )
-        for name in ("share", "method", "point"):
-            table.add_column(name, no_wrap=True)
-        for name in ("metric", "FLOPs", "ours - its, 95 %", "p", "x1", "x32", "lr", "steps"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in self.standings:
-            table.add_row(f"{row.share:.0%}", row.method, *_cells(row), _rate(row), str(row.n_steps))
-        return plain_text(table)
-
-    def _caption(self) -> str:
-        caption = f"ours: {self.ours}" + (f", recipe {self.recipe}; " if self.recipe else "; ")
-        caption += f"{counted(self.seeds)}, {self.training_flops / 1e12:.3g} TFLOPs of training each"
-        own = ", ".join(name for name in self._methods() if name in METHODS and METHODS[name].from_encoder)
-        if self.teacher_flops:
-            also = f"; {own} also the {self.teacher_flops / 1e12:.3g} of the teacher, which they do without"
-            caption += also if own else ""
-        elif own:
-            caption += f"; {own} start from the fine-tuned model that the run was made of"
-        caption += ". p: by Holm; x1, x32: time of an input, alone and in batches of 32, in the full network's."
-        caption += f" 95 %: {covering(self.seeds)}"
-        few = [task.task for task in self.tasks if len(task.seeds) == 1 < len(self.seeds)]
-        caption += f"; of {', '.join(few)} over rows alone." if few else "."
-        if len(self.rates) == 1:
-            caption += " One learning rate for all, not tuned: --lrs tunes it."
-        if self.left_out:
-            caption += " Left out: " + "; ".join(f"{name}, for {why}" for name, why in self.left_out.items()) + "."
-        return caption + (" *: the lowest or highest rate tried." if any(row.at_edge for row in self.standings) else "")
-
-    def _methods(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(row.method for row in self.standings))
-
-
-@dataclass(frozen=True)
-class Stood:
-    """A standing, and its difference resampled; None for DynaBERT itself."""
-
-    standing: Standing
-    resampled: Resampled | None
-
-
-def _cells(row: Standing) -> tuple[str, ...]:
-    """Point, metric, FLOPs, difference, p and times of a row."""
-    if row.metric is None or row.flops is None or row.time is None:
-        return ("", "", "", row.point, "", "", "")
-    better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
-    p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
-    return (_brief(row.point), f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *(f"{t:.0%}" for t in row.time))
-
-
-def _rate(row: Standing) -> str:
-    return ("several" if row.lr is None else f"{row.lr:.3g}") + ("*" if row.at_edge else "")
-
-
-def _brief(point: str) -> str:
-    """The name of a point, its threshold to three digits; of one that names each of its layers, their number."""
-    name, _, threshold = point.partition("@s")
-    if threshold:
-        return f"{name}@s{float(threshold):.3g}"
-    return f"{len(point.split('_'))} layers" if point.startswith("l") else point
 
 
 class _TaskComparison:
@@ -315,7 +172,7 @@ class _TaskComparison:
             point=chosen[0].name,
             metric=100 * float(np.mean([metric(labels, logits) for logits in answers])),
             flops=float(np.mean([point.flops for point in chosen])) / self.full_flops,
-            time=_mean_time([point.time for point in chosen]),
+            time=mean_time([point.time for point in chosen]),
         )
         return Stood(measured, resampled)
 
@@ -425,83 +282,3 @@ def _has_pairs(study: Study) -> bool:
     full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
     costs = [encoder_flops(elastic.shape, elastic.slices(size)) for size in elastic.grid]
     return min(costs) < max(costs) and min(costs) <= max(CASCADE_SHARES) * full
-
-
-def mean_standings(tasks: Sequence[Sequence[Stood]]) -> tuple[Standing, ...]:
-    """Standings on one task, or means over several; p values corrected for their number.
-
-    :param tasks: of each the standings, resampled independently of the others'.
-    """
-    by_place = [{(row.standing.method, row.standing.share): row for row in rows} for rows in tasks]
-    merged: list[Standing] = []
-    p_values: dict[int, float] = {}
-    for place in by_place[0]:
-        if not all(place in rows for rows in by_place):
-            continue
-        rows = [rows[place] for rows in by_place]
-        standing = mean_standing([row.standing for row in rows])
-        resampled = [row.resampled for row in rows if row.resampled is not None]
-        if len(resampled) == len(rows):
-            mean = averaged(resampled)
-            difference = mean_difference([mean])
-            standing = replace(standing, difference=Difference(*(100 * value for value in difference)))
-            p_values[len(merged)] = p_value(mean.values)
-        merged.append(standing)
-    for number, p in zip(p_values, holm(list(p_values.values())), strict=True):
-        merged[number] = replace(merged[number], p_holm=p)
-    return tuple(merged)
-
-
-def mean_standing(rows: Sequence[Standing]) -> Standing:
-    """One row over several tasks or seeds; what differs among them and has no mean is left out."""
-    first = rows[0]
-    if len(rows) == 1:
-        return first
-    mean = replace(
-        first,
-        point=NO_POINT,
-        metric=None,
-        flops=None,
-        time=None,
-        lr=first.lr if len({row.lr for row in rows}) == 1 else None,
-        n_steps=round(np.mean([row.n_steps for row in rows])),
-        at_edge=any(row.at_edge for row in rows),
-    )
-    metrics = [row.metric for row in rows if row.metric is not None]
-    if len(metrics) < len(rows):  # a mean over the other tasks would be one of another thing
-        return mean
-    return replace(
-        mean,
-        point=first.point if len({row.point for row in rows}) == 1 else "by task",
-        metric=float(np.mean(metrics)),
-        flops=float(np.mean([row.flops for row in rows if row.flops is not None])),
-        time=_mean_time([row.time for row in rows if row.time is not None]),
-    )
-
-
-def _mean_time(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    alone, together = np.mean(times, axis=0)
-    return float(alone), float(together)
-
-
-def over_tasks(summaries: Sequence[Comparison], standings: tuple[Standing, ...]) -> Comparison:
-    """One comparison in the mean of several tasks.
-
-    :param standings: from `mean_standings`.
-    """
-    return Comparison(
-        task=", ".join(summary.task for summary in summaries),
-        metric=", ".join(dict.fromkeys(summary.metric for summary in summaries)),
-        full=float(np.mean([summary.full for summary in summaries])),
-        seeds=summaries[0].seeds,
-        training_flops=float(np.mean([summary.training_flops for summary in summaries])),
-        standings=standings,
-        sweeps={},
-        teacher_flops=float(np.mean([summary.teacher_flops for summary in summaries])),
-        recipe=summaries[0].recipe,
-        ours=summaries[0].ours,
-        left_out=summaries[0].left_out,
-        rates=summaries[0].rates,
-        full_flops=round(np.mean([summary.full_flops for summary in summaries])),
-        tasks=tuple(summaries),
-    )

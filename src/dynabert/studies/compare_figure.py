@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dynabert.baselines import METHODS
-from dynabert.studies.compare import CASCADE, OURS, OWN, Comparison
+from dynabert.studies.standings import CASCADE, OURS, OWN, Comparison
 
 if TYPE_CHECKING:
     import altair

@@ -5,17 +5,16 @@ several seeds resamples their predictions together, here the chance of the rows 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.files import read_json
-from dynabert.statistics import Difference, Resampled
-from dynabert.studies.compare import Comparison, Standing, Stood, mean_standing, mean_standings, over_tasks
+from dynabert.statistics import Resampled
+from dynabert.studies.standings import Comparison, Standing, Stood, mean_standing, mean_standings, over_tasks
 from dynabert.studies.tuning import N_RESAMPLES, counted
 
 _WIDTH = 2 * NormalDist().inv_cdf(0.975)  # of a 95 % interval, in standard deviations
@@ -98,10 +97,7 @@ def _read(file: Path) -> _Seed:
     saved = read_json(file)
     try:
         n_seeds, is_mean = len(saved["seeds"]), not saved["sweeps"]
-        rows = tuple(_standing(row) for row in saved["rows"])
-        taken = {field.name: saved[field.name] for field in fields(Comparison) if field.name in saved}
-        lists = {"seeds": tuple(saved["seeds"]), "rates": tuple(saved["rates"])}
-        found = Comparison(**{**taken, **lists, "standings": rows, "sweeps": {}, "tasks": ()})
+        found = Comparison.from_dict(saved)
         if not is_mean and n_seeds == 1:
             made = saved["made"]
             return _Seed(file, found, made.get("validation"), made["budget"], made["limit"])
@@ -132,12 +128,6 @@ def _common(read: Sequence[_Seed]) -> list[_Seed]:
         )
         for one in read
     ]
-
-
-def _standing(row: dict[str, Any]) -> Standing:
-    difference, time = row["difference"], row["time"]
-    exact = {"difference": difference and Difference(*difference), "time": time and tuple(time)}
-    return Standing(**{**row, **exact})
 
 
 def _check(one: _Seed, first: _Seed, before: Sequence[_Seed]) -> None:

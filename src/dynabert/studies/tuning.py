@@ -19,13 +19,11 @@ class Tuned:
 
     :param trials: one for each seed.
     :param at_edge: the rate is the lowest or the highest of several that were tried: a better one may lie beyond.
-    :param failed: rates at which training fails.
     """
 
     lr: float
     trials: list[Trial]
     at_edge: bool
-    failed: frozenset[float] = frozenset()
 
 
 def tuned(
@@ -43,25 +41,25 @@ def tuned(
     :param score: of a trial, on the `select` rows; higher is better.
     :raises NonFiniteError: training fails at every rate. One at which it fails alone is told and not chosen.
     """
-    failures: dict[float, NonFiniteError] = {}
+    failures: list[NonFiniteError] = []
 
     def scored(lr: float) -> float:
         try:
             return score(train(lr, seeds[0]))
         except NonFiniteError as error:
             log.warning("learning rate %g is not chosen: %s", lr, error)
-            failures[lr] = error
+            failures.append(error)
             return float("-inf")
 
     scores = {lr: scored(lr) for lr in rates}
     if len(failures) == len(scores):
-        raise next(iter(failures.values()))
+        raise failures[0]
     best = max(scores, key=scores.__getitem__)
     if _at_edge(best, scores):
         beyond = _rounded(best / 3 if best == min(scores) else best * 3)
         scores[beyond] = scored(beyond)
         best = max(scores, key=scores.__getitem__)
-    return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores), frozenset(failures))
+    return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores))
 
 
 def _at_edge(lr: float, tried: Iterable[float]) -> bool:
