@@ -72,14 +72,16 @@ class Budget:
 
 def front(rows: Sequence[Measurement], cost: CostName) -> tuple[Measurement, ...]:
     """The rows that no other row beats: better in metric or cost and no worse in the other."""
-    points = [(row, -row.metric, _cost(rows, row, cost)) for row in rows]
+    on_front = unbeaten([row.metric for row in rows], [_cost(rows, row, cost) for row in rows])
+    return tuple(row for row, kept in zip(rows, on_front, strict=True) if kept)
+
+
+def unbeaten(metrics: Sequence[float], prices: Sequence[float]) -> tuple[bool, ...]:
+    """Whether no other point beats a point: better in metric or price and no worse in the other."""
+    points = [(-metric, price) for metric, price in zip(metrics, prices, strict=True)]
     return tuple(
-        row
-        for row, loss, price in points
-        if not any(
-            other_loss <= loss and other_price <= price and (other_loss, other_price) != (loss, price)
-            for _, other_loss, other_price in points
-        )
+        not any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points)
+        for point in points
     )
 
 

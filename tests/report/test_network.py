@@ -11,9 +11,11 @@ import torch
 
 from dynabert.batches import Batch
 from dynabert.errors import ModelFileError
+from dynabert.loading import load_tokenizer
 from dynabert.report import network
 from dynabert.report.network import ATTENTION_FILE, MAX_LENGTH, PREDICTIONS_FILE, TEACHER, Network, choose_texts
 from dynabert.results import load_result, load_sweep
+from dynabert.studies.attention import attention_maps
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,26 @@ def test_weights_that_were_not_measured_are_refused(kept, tmp_path):
     (run / "sweep.json").write_text(json.dumps(saved))
     with pytest.raises(ModelFileError, match="dynabert measure"):
         network_of(run).predictions()
+
+
+def test_texts_that_are_asked_for_are_shown_as_given_and_not_kept(kept):
+    before = (kept / ATTENTION_FILE).read_bytes()
+    asked = ("film is warm", "plot is dull", " ".join(["warm"] * 40))
+    found = Network(kept, load_sweep(kept), texts=asked).attention()
+    assert [text.text for text in found.texts[:2]] == list(asked[:2]), "in the order of asking"
+    assert len(found.texts[2].tokens) == MAX_LENGTH
+    elastic = load_result(kept)
+    ids = load_tokenizer(kept / "elastic")(asked[1], return_tensors="pt")
+    for subnet, layers in attention_maps(elastic, ids, network_of(kept).subnets).items():
+        assert found.texts[1].maps[subnet.name].weights == network.packed(layers)
+    assert (kept / ATTENTION_FILE).read_bytes() == before
+
+
+def test_texts_beyond_what_a_page_holds_are_left_out_and_named(kept, monkeypatch, caplog):
+    monkeypatch.setattr(network, "MAX_WEIGHTS", 1)
+    found = Network(kept, load_sweep(kept), texts=("film is warm", "plot is dull")).attention()
+    assert [text.text for text in found.texts] == ["film is warm"]
+    assert "the first 1 of 2 texts" in caplog.text
 
 
 def batch_of(lengths, labels, first_id=0):

@@ -28,6 +28,7 @@ FIGURES = (
     "heads",
     "neurons",
     "coverage",
+    "patterns",
     "attention",
 )
 UNCHANGING = ("exits", "scores", "heads", "coverage")

@@ -80,8 +80,12 @@ def test_captions_say_what_was_spent_on_training(begun):
     assert "Shown is seed 42." in captions["front"] and "DynaBERT, this run is the result" in captions["front"]
     assert "1.5 TFLOPs of training each, seeds 42, 43." in captions["gaps"] and "Holm" in captions["gaps"]
     assert "intervals over rows and seeds" in captions["gaps"]
+    assert "No latency was measured of DynaBERT, deebert, layerdrop, but the time of validation rows." in text
+    options = re.findall(r"<option[^>]*>(Time of an input.*?)</option>", text)
+    assert [option[:30] for option in options] == ["Time of an input, one by one (", "Time of an input, in batches o"]
     assert "Left out: layerdrop-masked, for its masked phase needs a mask token." in captions["gaps"]
     assert "*: the lowest or highest rate" in captions["gaps"]
+    assert "Ramps (deebert) learn at 10 times the rate shown." in captions["gaps"]
     assert "over rows of one training, another seed may differ by more" in captions["ablations"]
     assert "1 TFLOPs of training each, seed 42." in captions["ablations"] and "Holm" in captions["ablations"]
 

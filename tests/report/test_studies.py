@@ -14,7 +14,7 @@ from dynabert.report import report_run
 from dynabert.report.data import collect
 from dynabert.report.exits import exit_figure
 from dynabert.report.figure import image
-from dynabert.report.insides import coverage_figure
+from dynabert.report.insides import coverage_figure, pattern_figure
 from dynabert.report.searches import search_figure
 from dynabert.report.studies import CASCADES_FILE, COVERAGE_FILE, EXITS_FILE, Searched, Studies
 from dynabert.report.tables import rows_of
@@ -52,6 +52,7 @@ def coverage_of(subnet, n_layers, n_heads, removed=REMOVED):
 COVERAGE = AttentionStudy(
     (coverage_of("w1-d1", 2, 8, removed=None), coverage_of("w0.5-d0.5", 1, 2)),
     n_patterns=8,
+    n_heads=4,
     n_texts=12,
     threshold=0.85,
     pair_similarity=0.5,
@@ -168,7 +169,7 @@ def changed(file, *path, value):
         (EXITS_FILE, changed(EXITS_FILE, "points", 1, "flops", value=None)),
         (EXITS_FILE, changed(EXITS_FILE, "points", 1, "time", value=[0.5])),
         (EXITS_FILE, changed(EXITS_FILE, "unreached", 0, value=["w1-d1"])),
-        (COVERAGE_FILE, changed(COVERAGE_FILE, "format_version", value=2)),
+        (COVERAGE_FILE, changed(COVERAGE_FILE, "format_version", value=1)),
         (COVERAGE_FILE, changed(COVERAGE_FILE, "n_texts", value=True)),
         (COVERAGE_FILE, changed(COVERAGE_FILE, "rows", 0, "scores", "random", value=None)),
         (COVERAGE_FILE, changed(COVERAGE_FILE, "rows", 0, "scores", "cut", "covered", value=[0.5, 0.4])),
@@ -263,6 +264,21 @@ def test_coverage_is_drawn_by_the_figure_of_the_study():
     assert [row[:3] for row in removed.rows] == [("w0.5-d0.5", "25.0", "60.0 (50.0 to 70.0)")]
     assert coverage_figure(replace(COVERAGE, rows=())) is None
     assert list(coverage_figure(replace(COVERAGE, rows=COVERAGE.rows[:1])).data) == ["covered"]
+
+
+def test_every_pattern_has_its_closest_head_and_every_size_what_its_heads_cover():
+    figure = pattern_figure(COVERAGE)
+    whole, small, *_ = rows_of(figure.data["patterns"])[1::2]
+    assert (whole["measure"], whole["layer"], whole["head"]) == ("w1-d1", 0, 1)
+    assert (small["measure"], small["share"], small["text"]) == ("w0.5-d0.5", 0.8, "80")
+    assert small["nearest"] == "layer 1, head 2"
+    assert [option.text for option in figure.controls[0].options] == ["w1-d1", "w0.5-d0.5"]
+    (covers,) = figure.tables
+    assert covers.rows[1] == ("w0.5-d0.5", "0.50", "1", "1", "1", "0"), (
+        "mean, most, heads that cover none, one, several"
+    )
+    assert told(figure) == {"layer", "head", "similarity", "closest remaining head"}
+    assert pattern_figure(replace(COVERAGE, rows=())) is None
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])

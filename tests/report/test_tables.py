@@ -114,6 +114,18 @@ def test_every_method_has_its_own_front_by_what_was_measured_of_it():
     assert rows["DynaBERT", "w1-d1"]["flops"] == 1.0, "in thousands of millions"
     assert not rows["DynaBERT", "w0.25-d1"]["front_flops"] and rows["DynaBERT", "w0.5-d0.5"]["front_flops"]
     assert rows["other", "a"]["latency_ms"] is None and not rows["other", "a"]["front_latency_ms"]
+    assert "time_alone" not in found
+
+
+def test_methods_have_fronts_by_the_time_of_a_comparison():
+    own, other = made_sweep(), made_sweep(("a", "b"), latency=False)
+    times = {"other": {"a": (0.5, 0.4), "b": (0.625, 0.3)}}
+    rows = {row["size"]: row for row in tables.rows_of(tables.fronts({"DynaBERT": own, "other": other}, times))}
+    assert (rows["a"]["time_alone"], rows["b"]["time_together"]) == (50.0, 30.0), "in %"
+    assert rows["a"]["metric"] > rows["b"]["metric"]
+    assert rows["a"]["front_time_alone"] and not rows["b"]["front_time_alone"], "slower and worse"
+    assert rows["a"]["front_time_together"] and rows["b"]["front_time_together"]
+    assert rows["w1-d1"]["time_alone"] is None and not rows["w1-d1"]["front_time_alone"]
 
 
 def test_the_grid_has_the_place_of_each_size_between_the_worst_and_the_best():

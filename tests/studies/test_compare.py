@@ -127,7 +127,10 @@ def test_no_number_of_a_full_table_is_cut_off() -> None:
 def test_what_is_written_has_a_sweep_of_every_method(run: Path) -> None:
     compare(run, **SETTINGS)
     saved = json.loads((run / "studies" / "compare.json").read_text())
-    assert set(saved["sweeps"]) == {OURS, *SETTINGS["methods"]}
+    assert set(saved["sweeps"]) == set(saved["times"]) == {OURS, *SETTINGS["methods"]}
+    for method, sweep in saved["sweeps"].items():
+        assert set(saved["times"][method]) == {row["subnet"] for row in sweep["rows"]}
+        assert all(share > 0 for pair in saved["times"][method].values() for share in pair)
     made = saved["made"]
     assert (made["budget"], made["limit"], made["machine"]["device"]) == (SETTINGS["budget"], None, "cpu")
     assert 180 < made["n_train"] < 240 and made["date"].startswith("20")  # of 240 rows some are select

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from small_job import small_plan, write_job
 
+from dynabert.baselines import deebert, fastbert
 from dynabert.cascade import Cascade
 from dynabert.errors import ModelFileError, SettingError
+from dynabert.exits import fastest_agreeing
 from dynabert.hooks import Hooks, StepReport
 from dynabert.measure import predict
 from dynabert.results import load_result, load_sweep
@@ -61,6 +63,28 @@ def test_sizes_get_exits_that_agree_with_the_full_network(run: Path) -> None:
     assert json.loads((run / "studies" / "exits.json").read_text())["points"][0]["subnet"] == "w1-d1"
     assert result.n_select == len(predict(elastic.at(Subnet()), study.rows(42).select))
     assert "no exit" in result.table() and f"calibrated on {result.n_select} select rows" in result.table()
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("fastbert", "normalised"), ("deebert", "entropy")])
+def test_ramps_are_those_of_the_method_asked_for(run: Path, kind: str, rule: str) -> None:
+    """At ten times the rate of the run's recipe: the answers of the method itself, trained so."""
+    result = exits_of_run(run, subnets=[Subnet()], agreements=(0.5,), ramps=kind, budget=0.2)
+    study = Study(run, budget=0.2)
+    alone = {"deebert": deebert, "fastbert": fastbert}[kind].train(
+        study.elastic,
+        study.rows(42).train,
+        training=study.plan.training,
+        lr=10 * study.recipe.lr,
+        budget_flops=study.budget_flops,
+    )
+    assert alone.rule == rule
+    rows = study.rows(42)
+    threshold = fastest_agreeing(alone.all_exits(rows.select), 0.5, rule=rule)
+    (point,) = (point for point in result.points if point.asked is not None)
+    assert point.threshold == threshold and point.n_layers < 4
+    answers = replace(alone, thresholds=(threshold,)).predict(f"s{threshold:g}", rows.validation)
+    assert point.metric == pytest.approx(100 * np.mean(answers.logits.argmax(1) == study.labels))
+    assert result.ramps == kind and f"early exit at {kind} ramps" in result.table()
 
 
 def test_a_lower_agreement_is_never_slower(run: Path) -> None:
@@ -143,3 +167,5 @@ def test_shares_out_of_range_are_refused(run: Path) -> None:
         exits_of_run(run, agreements=(1.5,))
     with pytest.raises(SettingError, match="must be above 0"):
         exits_of_run(run, budget=0)
+    with pytest.raises(SettingError, match=r"unknown ramps 'berxit'.*known: fastbert, deebert"):
+        exits_of_run(run, ramps="berxit")

@@ -4,7 +4,7 @@ Every one is trained on models and batches in memory, for as many steps as a bud
 training here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -34,6 +34,7 @@ __all__ = [
     "SeparateMethod",
     "Spent",
     "Vocabulary",
+    "ramped",
     "relatives",
     "sweep_of",
     "train_method",
@@ -206,6 +207,15 @@ depths, trained with a skip rate of 0.2 (or 0.5), layers kept evenly or as valid
 after a masked-language-model phase on the text of the training rows, with the same skips and half of the budget. The
 others train several networks, all for the same number of steps: the `first-layers`, fine-tuned on labels or distilled
 from the teacher, and every size of the grid distilled `alone` from the rewired teacher."""
+
+
+def ramped(names: Iterable[str]) -> str:
+    """What is to be said of the rates of those methods that train ramps; empty where none does.
+
+    :param names: of methods, others than those in `METHODS` among them.
+    """
+    found = ", ".join(name for name in names if name in METHODS and METHODS[name].exits_early)
+    return f" Ramps ({found}) learn at {RAMP_LR:g} times the rate shown." if found else ""
 
 
 def relatives(name: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynabert.baselines.exiting import ExitMethod
+from dynabert.baselines.method import Spent
 from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -71,6 +72,24 @@ def new_ramps(
     return ramps
 
 
+def method_of(
+    elastic: ElasticModel,
+    ramps: nn.ModuleList,
+    *,
+    subnet: Subnet = Subnet(),
+    thresholds: tuple[float, ...] = THRESHOLDS,
+    spent: Spent,
+) -> ExitMethod:
+    """A network with trained ramps, as a method.
+
+    :param subnet: the size that has the ramps.
+    :param spent: on them.
+    """
+    return ExitMethod(
+        name=NAME, elastic=elastic, ramps=ramps, rule="entropy", thresholds=thresholds, subnet=subnet, spent=spent
+    )
+
+
 def labels_loss(ramp: Tensor, top: Tensor, labels: Tensor | None, n_examples: float) -> Tensor:
     """Cross-entropy with the labels, whatever the task head says."""
     if labels is None:
@@ -119,6 +138,4 @@ def train(
         evaluate=evaluate,
         hooks=hooks,
     )
-    return ExitMethod(
-        name=NAME, elastic=teacher, ramps=ramps, rule="entropy", thresholds=thresholds, subnet=subnet, spent=spent
-    )
+    return method_of(teacher, ramps, subnet=subnet, thresholds=thresholds, spent=spent)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynabert.baselines.exiting import ExitMethod
+from dynabert.baselines.method import Spent
 from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -71,6 +72,35 @@ class StudentHead(Ramp):
         return 2 * (seq_len * each + first + 2 * seq_len * WIDTH)
 
 
+def new_ramps(elastic: ElasticModel, *, subnet: Subnet = Subnet(), seed: int) -> nn.ModuleList:
+    """The student heads before training.
+
+    :param elastic: the network they are for.
+    :param subnet: the size of it.
+    :param seed: of their weights.
+    :raises SettingError: a regression, or a size of one layer.
+    """
+    return made(elastic, subnet, StudentHead, seed=seed)
+
+
+def method_of(
+    elastic: ElasticModel,
+    ramps: nn.ModuleList,
+    *,
+    subnet: Subnet = Subnet(),
+    thresholds: tuple[float, ...] = SPEEDS,
+    spent: Spent,
+) -> ExitMethod:
+    """A network with trained student heads, as a method.
+
+    :param subnet: the size that has the heads.
+    :param spent: on them.
+    """
+    return ExitMethod(
+        name=NAME, elastic=elastic, ramps=ramps, rule="normalised", thresholds=thresholds, subnet=subnet, spent=spent
+    )
+
+
 def teacher_loss(ramp: Tensor, top: Tensor, labels: Tensor | None, n_examples: float) -> Tensor:
     """KL(task head || student head), as the published code has it; labels are not looked at."""
     return kl_divergence(ramp, top, n_examples)
@@ -101,7 +131,7 @@ def train(
     :param evaluate: see `dynabert.baselines.ramps.train_ramps`.
     :raises SettingError: a regression, or a budget below one step.
     """
-    ramps = made(teacher, subnet, StudentHead, seed=training.seed)
+    ramps = new_ramps(teacher, subnet=subnet, seed=training.seed)
     spent = fit(
         teacher,
         ramps,
@@ -115,6 +145,4 @@ def train(
         evaluate=evaluate,
         hooks=hooks,
     )
-    return ExitMethod(
-        name=NAME, elastic=teacher, ramps=ramps, rule="normalised", thresholds=thresholds, subnet=subnet, spent=spent
-    )
+    return method_of(teacher, ramps, subnet=subnet, thresholds=thresholds, spent=spent)

@@ -84,5 +84,7 @@ def main() -> NoReturn:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()}; see dynabert --help", 2)
+        context = getattr(error, "ctx", None)
+        command = f"{context.info_name} " if context is not None and context.parent is not None else ""
+        _fail(f"{error.format_message().rstrip('.')}; see dynabert {command}--help", 2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -433,18 +433,24 @@ def report(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="HTML file; RUN/report.html by default.", show_default=False)] = None,
     images: Annotated[Path | None, typer.Option(help="Also write every figure to this folder, as SVG and PNG.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text to show the attention maps of, or a file of texts; may be given several times."),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Show a run as one HTML page that opens offline: sizes, costs, training, importance, attention.
 
-    Three short validation texts stand in it. What takes the model to find out is kept in RUN for the next report.
+    Three short validation texts stand in it, or those of --text. What takes the model to find out is kept in RUN for
+    the next report.
     """
     from dynabert.progress import progress_bars
     from dynabert.report import report_run
 
+    texts = () if text is None else tuple(lines_of(text))
     with progress_bars() as bars:
-        made = report_run(run, out, images=images, progress=bars.measuring, device=device)
+        made = report_run(run, out, images=images, texts=texts, progress=bars.measuring, device=device)
     if as_json:
         print_json(json.loads(json.dumps(asdict(made), default=str)))
     else:

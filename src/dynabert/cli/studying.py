@@ -55,6 +55,13 @@ def compare(
 ) -> None:
     """Train other methods beside a run: same teachers, same rows, same training FLOPs, paired by row and seed.
 
+    Early exit on the teacher, each input by itself: deebert, fastbert; their ramps learn at ten times the rate. One
+    network of all depths, whose layers are skipped in training at a rate of 0.2: layerdrop, or of 0.5: layerdrop-0.5;
+    of which every other layer is kept, or those that the select rows choose: layerdrop-validated; or which skips in a
+    masked-language-model phase as well: layerdrop-masked. Several networks that share the budget: first-layers,
+    fine-tuned, or first-layers-distilled; every size distilled for itself: alone. And dynabert-cascade: a size answers
+    what it is sure of, a larger one the rest; nothing is trained.
+
     Each method's size or threshold is chosen on the select rows, at half and at a quarter of the full network's FLOPs.
     Interrupted? Run the same command again: finished trainings are kept, and DynaBERT's go on where they stopped; the
     training of another method that was under way begins anew. The table, in RUN/studies/compare.json and the report,
@@ -150,8 +157,19 @@ def exits(
         str,
         typer.Option(help="Shares of new rows that shall get the full network's answer, with 95 % confidence."),
     ] = "0.99,0.98,0.95",
+    ramps: Annotated[
+        str | None,
+        typer.Option(
+            help="fastbert: they attend to all tokens and learn from the size's own answers; deebert: they read the "
+            "first token and learn from the labels. fastbert by default.",
+            show_default=False,
+        ),
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the ramps; 1e-4 by default.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Learning rate of the ramps; by default ten times that of the run's recipe.", show_default=False
+        ),
     ] = None,
     budget: Annotated[
         float | None,
@@ -171,7 +189,8 @@ def exits(
     from dynabert.studies.size_exit import cascades_of_run, exits_of_run
     from dynabert.subnet import Subnet
 
-    of_ramps = {name: value for name, value in (("lr", lr), ("budget", budget)) if value is not None}
+    given = (("ramps", ramps), ("lr", lr), ("budget", budget))
+    of_ramps: dict[str, Any] = {name: value for name, value in given if value is not None}
     if cascade and of_ramps:
         raise SettingError(f"{' and '.join(f'--{name}' for name in of_ramps)}: of ramps, which a cascade has not")
 

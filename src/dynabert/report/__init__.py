@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def report_run(
     page: str | Path | None = None,
     *,
     images: str | Path | None = None,
+    texts: Sequence[str] = (),
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Report:
@@ -49,6 +51,8 @@ def report_run(
     :param out: the run folder; a run that has not finished shows what it has.
     :param page: the file; by default ``report.html`` in the run folder.
     :param images: a folder for the figures, as SVG and PNG.
+    :param texts: to show the attention maps of, instead of validation texts: lines of one text, or of two separated by
+        a tab. Their maps are not kept.
     :param progress: told how far the predictions are.
     :param device: where to compute; by default the GPU if there is one.
     :raises SettingError: a package is missing.
@@ -60,7 +64,7 @@ def report_run(
     from dynabert.report.figures import figures_of
     from dynabert.report.page import page_of
 
-    contents = collect(out, progress=progress, device=device)
+    contents = collect(out, texts=texts, progress=progress, device=device)
     for line in contents.left_out:
         log.warning("not in the report: %s", line)
     figures = figures_of(contents)

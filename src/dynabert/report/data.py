@@ -1,6 +1,6 @@
 """What a run folder holds that a report can show: each part is there or not, and one that cannot be used is named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,10 +75,13 @@ class Contents:
         return {OWN_METHOD: self.own} if compared is None else compared.beside(self.own)
 
 
-def collect(out: str | Path, *, progress: Progress | None = None, device: str | None = None) -> Contents:
+def collect(
+    out: str | Path, *, texts: Sequence[str] = (), progress: Progress | None = None, device: str | None = None
+) -> Contents:
     """Read a run folder; compute and keep there what takes its model.
 
     :param out: the run folder.
+    :param texts: whose attention maps are shown; by default a few validation texts.
     :param progress: told how far the predictions are.
     :param device: where to compute; by default the GPU if there is one.
     :raises ModelFileError: not a run folder.
@@ -98,7 +101,7 @@ def collect(out: str | Path, *, progress: Progress | None = None, device: str | 
             return None
 
     own = part("sizes", lambda: load_sweep(out))
-    network = None if own is None else Network(out, own, progress=progress, device=device)
+    network = None if own is None else Network(out, own, texts=texts, progress=progress, device=device)
     studies = _studies(out, own, part)
     readers = {} if own is None else deployed_readers(out, own)
     deployed = {name: part(f"sizes by {name}", read) for name, read in readers.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from dynabert.baselines import ramped
 from dynabert.report import tables
 from dynabert.report.figure import (
     WIDE,
@@ -123,6 +124,7 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
         f"{compared.trainings}. {_how_read(compared.trainings)}"
         + (f" Nothing to compare: {missing}." if missing else "")
         + (f" Left out: {left_out}." if left_out else "")
+        + ramped(dict.fromkeys(row.method for row in compared.gaps))
         + _edge(compared.gaps),
         spec=spec_of(chart.of(data)),
         data={"gaps": data, "zero": {"x": [0]}},

@@ -53,7 +53,7 @@ def exit_figure(exits: SizeExit | None, cascades: SizeExit | None) -> Figure | N
         f"Thresholds are calibrated on {_rows_of(studies)} select rows, so that answers agree with those of the "
         f"{whole} (dashed) to the share that is asked for, with {CONFIDENCE:.0%} confidence; the rest is what the "
         "validation rows then say, FLOPs those of an input of 128 tokens. Points of one size are joined; a ring is the "
-        f"size alone.{_unreached(studies)}",
+        f"size alone.{_ramps_of(exits)}{_unreached(studies)}",
         spec=spec_of(_chart(list(dict.fromkeys(data["kind"])), metric, whole)),
         data={"exits": data, "reference": reference},
         controls=(),
@@ -87,6 +87,10 @@ def _largest(study: SizeExit) -> str:
 
 def _rows_of(studies: list[SizeExit]) -> str:
     return " and ".join(f"{n:,}" for n in dict.fromkeys(study.n_select for study in studies))
+
+
+def _ramps_of(exits: SizeExit | None) -> str:
+    return f" Exits are {exits.ramps} ramps." if exits is not None and exits.ramps else ""
 
 
 def _unreached(studies: list[SizeExit]) -> str:

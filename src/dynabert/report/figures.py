@@ -13,6 +13,7 @@ from dynabert.report.insides import (
     curve_figure,
     head_figure,
     neuron_figure,
+    pattern_figure,
     score_figure,
 )
 from dynabert.report.network import TEACHER
@@ -29,7 +30,7 @@ def _figures(contents: Contents) -> Iterator[Figure | None]:
     predictions, attention = contents.network
     studies = contents.studies
     if contents.own is not None:
-        yield front_figure(contents.sweeps, None if studies.compared is None else studies.compared.trainings)
+        yield front_figure(contents.sweeps, studies.compared)
         if studies.compared is not None:
             yield gap_figure(studies.compared, tuple(contents.sweeps))
         yield exit_figure(studies.exits, studies.cascades)
@@ -50,5 +51,6 @@ def _figures(contents: Contents) -> Iterator[Figure | None]:
         yield neuron_figure(contents.importance.neurons.double().numpy())
     if studies.coverage is not None:
         yield coverage_figure(studies.coverage)
+        yield pattern_figure(studies.coverage)
     if attention is not None:
         yield attention_figure(attention)

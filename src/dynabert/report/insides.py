@@ -7,6 +7,7 @@ import numpy as np
 
 from dynabert.report import tables
 from dynabert.report.figure import (
+    DARK,
     WIDE,
     Control,
     Figure,
@@ -14,6 +15,7 @@ from dynabert.report.figure import (
     TextTable,
     bare_axis,
     filled_where,
+    heat_map,
     nominal_tips,
     number,
     param,
@@ -265,6 +267,56 @@ def _covered(caption: str, points: tables.Table) -> TextTable:
 def _with_ends(row: dict[str, Any]) -> str:
     ends = "" if row["low"] is None else f" ({row['low']:.1f} to {row['high']:.1f})"
     return f"{row['value']:.1f}{ends}"
+
+
+def pattern_figure(study: AttentionStudy) -> Figure | None:
+    """Each pattern of the teacher with the remaining head that is closest to it; None where the study has no size.
+
+    A size at a time, and of each how many patterns one head covers.
+    """
+    data = tables.patterns(study)
+    if not data:
+        return None
+    sizes = tuple(Option(row.subnet, {"measure": row.subnet}) for row in study.rows)
+    chart = (
+        heat_map(
+            "patterns",
+            x=alt.X("head:O", title="head of the teacher", axis=bare_axis(labelAngle=0)),
+            y=alt.Y("layer:O", title="layer", axis=bare_axis()),
+            tooltip=[
+                *nominal_tips("layer", "head"),
+                alt.Tooltip("share:Q", title="similarity", format=".0%"),
+                alt.Tooltip("nearest:N", title="closest remaining head"),
+            ],
+        )
+        .add_params(param("measure", study.rows[0].subnet), param(DARK, False))
+        .properties(**WIDE, height=26 * (max(data["layer"]) + 1))
+    )
+    lines = tuple(
+        (
+            row.subnet,
+            f"{np.mean(covers):.2f}",
+            str(max(covers)),
+            *(str(sum(n == count for n in covers)) for count in (0, 1)),
+            str(sum(n > 1 for n in covers)),
+        )
+        for row in study.rows
+        for covers in (row.matching.covers,)
+    )
+    headers = ("size", "patterns of a head, mean", "most", "heads that cover none", "one", "several")
+    return Figure(
+        name="patterns",
+        title="Which head takes over which pattern",
+        caption="How well the closest remaining head of a size reproduces each attention pattern of the teacher, in %: "
+        "point at a pattern to see which head that is, by its layer and number in the full network after rewiring. The "
+        f"table says how many patterns one head covers with a similarity of {study.threshold:g} or more; several may "
+        "cover the same one.",
+        spec=spec_of(chart),
+        data={"patterns": data},
+        controls=unless_one("Size", sizes),
+        tables=(TextTable("Patterns that the remaining heads cover", headers, lines),),
+        images={f"patterns-{option.text}": option.params for option in sizes},
+    )
 
 
 def attention_figure(attention: Attention) -> Figure:

@@ -7,7 +7,7 @@ once, and also where the rows are not at hand.
 import base64
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dynabert.batches import Batch
+from dynabert.batches import Batch, Batches, encode
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, StorageError
 from dynabert.files import atomic_write_bytes, read_json, write_json
@@ -26,7 +26,7 @@ from dynabert.loading import load_tokenizer
 from dynabert.measure import Progress, fingerprint_of, labels_of, predict
 from dynabert.results import load_result, load_teacher
 from dynabert.saved import Saved
-from dynabert.studies.attention import attention_maps
+from dynabert.studies.attention import attention_maps, rows_of_texts
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
 from dynabert.timing import tell
@@ -43,7 +43,8 @@ N_TEXTS, GOOD_LENGTH, MAX_LENGTH = 3, 12, 24
 out), so that every token can be read."""
 
 MAX_WEIGHTS = 2_500_000
-"""Attention weights that a page holds at most; each takes 4/3 bytes. Only one text is shown where three have more."""
+"""Attention weights that a page holds at most; each takes 4/3 bytes. Of the texts only the first ones are shown that
+have no more, and one in any case."""
 
 LEVELS = 255
 """Attention weights are kept as multiples of 1/255."""
@@ -98,12 +99,21 @@ class Network:
 
     :param out: the run folder.
     :param sweep: what was measured of it.
+    :param texts: whose attention maps are asked for; by default a few validation texts are chosen.
     :param progress: told how far the predictions are.
     :param device: where to compute; by default the GPU if there is one.
     """
 
-    def __init__(self, out: Path, sweep: Sweep, *, progress: Progress | None = None, device: str | None = None) -> None:
-        self.out, self.progress, self._device = out, progress, device
+    def __init__(
+        self,
+        out: Path,
+        sweep: Sweep,
+        *,
+        texts: Sequence[str] = (),
+        progress: Progress | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.out, self.texts, self.progress, self._device = out, tuple(texts), progress, device
         self.fingerprint = sweep.context.fingerprint
         self.subnets = [Subnet.parse(row.subnet) for row in sweep.rows]
 
@@ -133,21 +143,39 @@ class Network:
     def attention(self) -> Attention:
         """The attention maps of every Subnet of the sweep on a few texts, from the run folder or anew.
 
-        :raises DataError: the rows are not those of the run any more.
+        Those of texts that were asked for are not kept.
+
+        :raises DataError: the rows are not those of the run any more, or texts that cannot be used.
         :raises ModelFileError: the sweep is of other weights than the folder has now.
         """
         path = self.out / ATTENTION_FILE
+        if self.texts:
+            return self._attention(self._asked())
         if (found := _read_attention(path, self.fingerprint)) is not None:
             return found
-        elastic, prepared = self._loaded
-        n_heads = sum(part.n_heads for subnet in self.subnets for part in elastic.slices(subnet))
-        chosen = choose_texts(prepared.validation)
-        if n_heads * sum(row.inputs["input_ids"].numel() ** 2 for row in chosen) > MAX_WEIGHTS:
-            chosen = chosen[:1]
-        made = Attention(tuple(self._maps(row) for row in chosen))
+        _, prepared = self._loaded
+        made = self._attention(choose_texts(prepared.validation))
         about = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         _keep(path, lambda: write_json(path, {**about, **asdict(made)}))
         return made
+
+    def _asked(self) -> list[Batch]:
+        """The texts that were asked for, each alone, in their order."""
+        _, prepared = self._loaded
+        tokenizer, limit = prepared.tokenizer, Saved.of(self.out).plan.batching.max_length
+        encoded = encode(tokenizer, rows_of_texts(self.texts), limit)
+        batches = Batches(encoded, batch_size=1, seed=0, pad_id=tokenizer.pad_token_id, shuffle=False)
+        return sorted(_single(batches), key=lambda row: int(row.ids))
+
+    def _attention(self, rows: list[Batch]) -> Attention:
+        """The maps of some texts, as far as a page holds them."""
+        elastic, _ = self._loaded
+        n_heads = sum(part.n_heads for subnet in self.subnets for part in elastic.slices(subnet))
+        totals = np.cumsum([n_heads * row.inputs["input_ids"].numel() ** 2 for row in rows])
+        fit = max(1, int((totals <= MAX_WEIGHTS).sum()))
+        if self.texts and fit < len(rows):
+            log.warning("the report holds the attention maps of the first %d of %d texts", fit, len(rows))
+        return Attention(tuple(map(self._maps, rows[:fit])))
 
     def _maps(self, row: Batch) -> AttentionText:
         elastic, prepared = self._loaded

@@ -1,6 +1,6 @@
 """Figures of what was measured of each size: quality against cost, the grid, pairs of sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -23,27 +23,32 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.studies import OWN_RUN, Trainings
+from dynabert.report.studies import OWN_RUN, Compared, Trainings
 from dynabert.report.tables import Table
 from dynabert.sweep import COSTS, CostName, Sweep
 
-COST_TITLES: dict[CostName, str] = {
+COST_TITLES: dict[str, str] = {
     "n_params": "Parameters (millions)",
     "flops": "Encoder FLOPs of a sequence (thousand millions)",
     "latency_ms": "Latency (ms)",
     "file_bytes": "Files (MB)",
     "peak_bytes": "Memory on top of the engine's own (MB)",
+    "time_alone": "Time of an input, one by one (% of the full network's)",
+    "time_together": "Time of an input, in batches of 32 (% of the full network's)",
 }
 
 
-def front_figure(sweeps: dict[str, Sweep], trainings: Trainings | None = None) -> Figure:
+def front_figure(sweeps: dict[str, Sweep], compared: Compared | None = None) -> Figure:
     """The main metric against a cost, a line along each method's front.
 
-    :param trainings: those of the comparison that the sweeps of other methods are from.
+    :param compared: the comparison that the sweeps of other methods are from.
     """
     untimed = [name for name, sweep in sweeps.items() if any(row.cost.latency_ms is None for row in sweep.rows)]
-    absent = f" No latency was measured of {', '.join(untimed)}." if 0 < len(untimed) < len(sweeps) else ""
-    return _fronts("front", "Quality against cost", f"{absent}{_of(sweeps, trainings)}", sweeps, COSTS)
+    times = None if compared is None else compared.times
+    absent = f" No latency was measured of {', '.join(untimed)}" if 0 < len(untimed) < len(sweeps) else ""
+    absent += ", but the time of validation rows." if absent and times else "." if absent else ""
+    told = f"{absent}{_of(sweeps, None if compared is None else compared.trainings)}"
+    return _fronts("front", "Quality against cost", told, sweeps, COSTS, times)
 
 
 def deployed_figure(sweeps: dict[str, Sweep]) -> Figure:
@@ -71,24 +76,33 @@ def _timed(sweep: Sweep) -> str:
     return f"{batch} x {seq} tokens by {machine.engine} on {machine.cpu}, threads: {machine.n_threads}"
 
 
-def _fronts(name: str, title: str, told: str, sweeps: dict[str, Sweep], costs: Sequence[CostName]) -> Figure:
+def _fronts(
+    name: str,
+    title: str,
+    told: str,
+    sweeps: dict[str, Sweep],
+    costs: Sequence[CostName],
+    times: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> Figure:
     """The main metric against each cost that was measured, a line along the front of each of several sweeps.
 
     :param told: the end of the caption.
+    :param times: see `dynabert.report.tables.fronts`.
     """
-    data, context = tables.fronts(sweeps), next(iter(sweeps.values())).context
-    costs = [cost for cost in costs if any(value is not None for value in data[cost])]
+    data, context = tables.fronts(sweeps, times), next(iter(sweeps.values())).context
+    wanted = (*costs, *(() if times is None else tables.TIMES))
+    known = [cost for cost in wanted if any(value is not None for value in data[cost])]
     methods = list(sweeps)
-    params = {cost: {"cost": cost, "cost_title": COST_TITLES[cost]} for cost in costs}
-    controls = [Control("Cost", tuple(Option(COST_TITLES[cost], params[cost]) for cost in costs))]
+    params = {cost: {"cost": cost, "cost_title": COST_TITLES[cost]} for cost in known}
+    controls = [Control("Cost", tuple(Option(COST_TITLES[cost], params[cost]) for cost in known))]
     if len(methods) > 1:
         controls.append(Control("Methods", tuple(Option(name, {"methods": name}) for name in methods), several=True))
-    headers = ("method", "size", "layers", context.metric, "95 % interval", *(COST_TITLES[cost] for cost in costs))
+    headers = ("method", "size", "layers", context.metric, "95 % interval", *(COST_TITLES[cost] for cost in known))
     rows = tuple(
         (
             *(row["method"], row["size"], row["layers"], f"{row['metric']:.4f}"),
             f"{row['low']:.3f} to {row['high']:.3f}",
-            *(number(row[cost]) for cost in costs),
+            *(number(row[cost]) for cost in known),
         )
         for row in tables.rows_of(data)
     )
@@ -98,7 +112,7 @@ def _fronts(name: str, title: str, told: str, sweeps: dict[str, Sweep], costs: S
         caption=f"Each point is one measured size, with the 95 % bootstrap interval of its {context.metric} over the "
         f"{context.n_rows:,} validation rows. Filled points and the line are the front: nothing else of the method is "
         f"as good for less. The dashed line is the teacher.{told}",
-        spec=spec_of(_front_chart(methods, costs, context.metric)),
+        spec=spec_of(_front_chart(methods, known, context.metric)),
         data={"front": data, "reference": {"metric": [context.reference], "text": ["teacher"]}},
         controls=tuple(controls),
         tables=(TextTable("All measured sizes", headers, rows),),
@@ -115,7 +129,7 @@ def _of(sweeps: dict[str, Sweep], trainings: Trainings | None) -> str:
     return f" Methods were compared with {trainings}.{first}{apart if OWN_RUN in sweeps else ''}"
 
 
-def _front_chart(methods: list[str], costs: list[CostName], metric: str) -> alt.LayerChart | alt.FacetChart:
+def _front_chart(methods: list[str], costs: list[str], metric: str) -> alt.LayerChart | alt.FacetChart:
     # Costs and their titles are parameters: the title of an axis cannot be one, that of the chart can.
     by_method: dict[str, Any] = {
         "scale": alt.Scale(domain=methods),

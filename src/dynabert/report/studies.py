@@ -95,6 +95,8 @@ class Compared:
     :param unpaired: methods and shares at which there is nothing to compare.
     :param by_cascades: the gaps are those of DynaBERT's cascades, not of its sizes.
     :param left_out: methods that could not do the task, and why.
+    :param times: of an input at each point of a method, by the method's name in `beside`: as a share of the full
+        network's, one by one and in batches of 32.
     """
 
     sweeps: dict[str, Sweep]
@@ -103,6 +105,7 @@ class Compared:
     trainings: Trainings
     by_cascades: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     def beside(self, own: Sweep) -> dict[str, Sweep]:
         """The sweeps that stand in one figure, DynaBERT first.
@@ -191,7 +194,20 @@ def read_compared(out: Path, own: Sweep) -> Compared:
     by_cascades = saved.values.get("ours") == CASCADE
     missing = saved.table("left_out") if saved.values.get("left_out") else None
     left_out = {} if missing is None else {name: missing.get(name, str) for name in missing.values}
-    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades, left_out)
+    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades, left_out, _times(saved))
+
+
+def _times(saved: Entry) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of all points, by method; empty in files of before they were written."""
+    if not saved.values.get("times"):
+        return {}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    by_method = saved.table("times")
+    for method in by_method.values:
+        points = by_method.table(method)
+        pairs = {point: points.all(point, float, 2) for point in points.values}
+        found[OWN_METHOD if _is_ours(method) else method] = {name: (one, many) for name, (one, many) in pairs.items()}
+    return found
 
 
 def _same_as_own(saved: Entry, name: str, there: object, own: Sweep, *, of: str = "") -> None:
@@ -276,6 +292,7 @@ def read_exits(out: Path, own: Sweep, file: str) -> SizeExit:
         points=tuple(map(_exit_point, saved.rows("points"))),
         unreached=tuple((pair.get("0", str), pair.get("1", float)) for pair in pairs),
         largest=saved.get("largest", str, Subnet().name),
+        ramps=saved.get("ramps", str, ""),
     )
 
 
@@ -304,6 +321,7 @@ def read_coverage(out: Path) -> AttentionStudy:
     return AttentionStudy(
         tuple(map(_coverage, saved.rows("rows"))),
         n_patterns=saved.get("n_patterns", int),
+        n_heads=saved.get("n_heads", int),
         n_texts=saved.get("n_texts", int),
         threshold=saved.get("threshold", float),
         pair_similarity=saved.get("pair_similarity", float),

@@ -1,12 +1,14 @@
 """The numbers behind each figure, as tables by column: what the page draws."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynabert.choice import unbeaten
 from dynabert.errors import SettingError
 from dynabert.statistics import ROW_METRICS
+from dynabert.studies.patterns import AttentionStudy
 from dynabert.subnet import Subnet
 from dynabert.sweep import COSTS, Sweep
 
@@ -47,12 +49,23 @@ def of_grid(name: str) -> tuple[float, float] | None:
     return None if subnet.width is None else (subnet.width, subnet.depth)
 
 
-def fronts(sweeps: dict[str, Sweep]) -> Table:
-    """Every measured row of every method, with its costs, and for each cost whether it is on its method's front."""
+TIMES = ("time_alone", "time_together")
+"""Time of an input of the validation rows, as a share of the full network's in %: one by one, and in batches of 32."""
+
+
+def fronts(sweeps: dict[str, Sweep], times: Mapping[str, Mapping[str, tuple[float, float]]] | None = None) -> Table:
+    """Every measured row of every method, with its costs, and for each cost whether it is on its method's front.
+
+    :param times: those of a comparison, see `dynabert.report.studies.Compared`; None where `TIMES` are not wanted.
+    """
     rows: list[dict[str, Any]] = []
     for method, sweep in sweeps.items():
         measured = [cost for cost in COSTS if all(getattr(row.cost, cost) is not None for row in sweep.rows)]
         best = {cost: {row.subnet for row in sweep.front(cost).rows} for cost in measured}
+        taken = {} if times is None else times.get(method, {})
+        timed = [row for row in sweep.rows if row.subnet in taken]
+        fastest = [unbeaten([row.metric for row in timed], [taken[row.subnet][i] for row in timed]) for i in (0, 1)]
+        on_front = {row.subnet: ends for row, *ends in zip(timed, *fastest, strict=True)}
         for row in sweep.rows:
             shown: dict[str, Any] = {
                 "method": method,
@@ -66,6 +79,10 @@ def fronts(sweeps: dict[str, Sweep]) -> Table:
                 known = cost in measured
                 shown[cost] = digits(getattr(row.cost, cost) / UNITS[cost], 5) if known else None
                 shown[f"front_{cost}"] = known and row.subnet in best[cost]
+            for place, name in enumerate(() if times is None else TIMES):
+                known = row.subnet in taken
+                shown[name] = digits(100 * taken[row.subnet][place], 4) if known else None
+                shown[f"front_{name}"] = known and on_front[row.subnet][place]
             rows.append(shown)
     return table(rows)
 
@@ -195,6 +212,22 @@ def heads(scores: np.ndarray) -> Table:
         {"layer": layer, "head": head, "score": digits(float(score)), "share": digits(_share(score, row.max()), 3)}
         for layer, row in enumerate(scores)
         for head, score in enumerate(row)
+    )
+
+
+def patterns(study: AttentionStudy) -> Table:
+    """Each pattern of the teacher with the closest head of each size, by the size's name as the measure."""
+    return table(
+        {
+            "measure": row.subnet,
+            "layer": place // study.n_heads,
+            "head": place % study.n_heads,
+            "share": digits(best, 3),
+            "text": f"{100 * best:.0f}",
+            "nearest": f"layer {layer}, head {head}",
+        }
+        for row in study.rows
+        for place, (best, (layer, head)) in enumerate(zip(row.matching.best, row.matching.nearest, strict=True))
     )
 
 

@@ -205,7 +205,7 @@ def attention_of_run(
         n_found, limit = len(roles.validation), saved.plan.batching.max_length
         rows = roles.validation.take(permutation(n_found, "attention")[:n_rows].tolist())
     else:
-        rows, limit = _rows_of(texts), min(longest_input(elastic.model), tokenizer.model_max_length)
+        rows, limit = rows_of_texts(texts), min(longest_input(elastic.model), tokenizer.model_max_length)
     encoded = encode(tokenizer, rows, limit)
     batches = Batches(encoded, batch_size=TEXTS_AT_ONCE, seed=0, pad_id=tokenizer.pad_token_id, shuffle=False)
     teacher = load_teacher(out, elastic, rewired=True)
@@ -227,7 +227,11 @@ def _keep(study: AttentionStudy, folder: Path) -> None:
         log.warning("the study is not kept for the report: %s", error)
 
 
-def _rows_of(texts: Iterable[str]) -> Rows:
+def rows_of_texts(texts: Iterable[str]) -> Rows:
+    """Lines of one text, or of two separated by a tab, as rows without labels; empty lines are left out.
+
+    :raises DataError: none that is not empty, or lines that cannot be used.
+    """
     lines = list(text_lines(texts))
     if not lines:
         raise DataError("there are no texts to study; give at least one that is not empty")

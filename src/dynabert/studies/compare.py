@@ -179,7 +179,9 @@ class _TaskComparison:
     def summary(self, standings: tuple[Standing, ...]) -> Comparison:
         """The comparison of this task alone."""
         task, flops = self.study.task, self.study.budget_flops
-        sweeps = {method: found.trials[0].sweep for method, found in self.tuned.items()}
+        first = {method: found.trials[0] for method, found in self.tuned.items()}
+        sweeps = {method: trial.sweep for method, trial in first.items()}
+        times = {method: {point.name: point.time for point in trial.points} for method, trial in first.items()}
         return Comparison(
             task=task.name,
             metric=task.primary_metric,
@@ -188,6 +190,7 @@ class _TaskComparison:
             training_flops=flops,
             standings=standings,
             sweeps=sweeps,
+            times=times,
             teacher_flops=self.study.teacher_flops,
             recipe=self.study.recipe.name,
             ours=self.ours,

@@ -18,7 +18,7 @@ from dynabert.subnet import LayerSlice, Subnet
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 THRESHOLD = 0.85
 """The similarity from which on a pattern counts as reproduced, by default: a high one, since many heads are alike.
@@ -106,6 +106,7 @@ class AttentionStudy:
 
     :param rows: one for each Subnet.
     :param n_patterns: heads of the full network, all layers together.
+    :param n_heads: heads of each of its layers.
     :param n_texts: texts that it was measured on.
     :param threshold: see `Score.covered`.
     :param pair_similarity: of two different heads of the full network, mean over all pairs.
@@ -114,6 +115,7 @@ class AttentionStudy:
 
     rows: tuple[SubnetCoverage, ...]
     n_patterns: int
+    n_heads: int
     n_texts: int
     threshold: float
     pair_similarity: float
@@ -138,11 +140,23 @@ class AttentionStudy:
         alike = f"{self.pairs_alike:.0%} of all pairs of them are so alike, {self.pair_similarity:.0%} is their mean"
         table = Table(
             title=f"{self.n_patterns} attention patterns of the teacher on {_count(self.n_texts, 'text')}, in %",
-            caption=f"covered: the closest head has a similarity (1 - JSD) of {self.threshold:g} or more; {alike}",
+            caption=f"covered: the closest head has a similarity (1 - JSD) of {self.threshold:g} or more; {alike}; "
+            "of a head, most: patterns that one remaining head covers, in the mean and at most",
             box=box.SIMPLE,
         )
         table.add_column("Subnet")
-        for header in ("heads", "share", "covered", "95 %", "cut", "unchanged", "random", "similarity", "per head"):
+        for header in (
+            "heads",
+            "share",
+            "covered",
+            "95 %",
+            "cut",
+            "unchanged",
+            "random",
+            "similarity",
+            "of a head",
+            "most",
+        ):
             table.add_column(header, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*self._cells(row))
@@ -165,7 +179,8 @@ class AttentionStudy:
             "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}",
             *(f"{100 * covered[name]:.1f}" for name in SOURCES[1:]),
             f"{100 * row.scores['distilled'].similarity.value:.1f}",
-            f"{covered['distilled'] * self.n_patterns / row.n_heads:.2f}",
+            f"{np.mean(row.matching.covers):.2f}",
+            f"{max(row.matching.covers)}",
         )
 
 
@@ -219,6 +234,7 @@ def study_of(full: np.ndarray, measured: Sequence[Similarities], *, n_heads: int
             for place, (scorer, value) in enumerate(zip(scorers, values, strict=True))
         ),
         n_patterns=n_patterns,
+        n_heads=n_heads,
         n_texts=n_texts,
         threshold=threshold,
         pair_similarity=float(different.mean()),

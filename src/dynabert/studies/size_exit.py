@@ -1,9 +1,9 @@
 """Size times exit: on top of the sizes of a finished run, each input leaves as soon as the answer is sure enough.
 
-Ramps are trained on each size as DeeBERT's are; or, in a cascade, a size answers what it is sure of and the full
-network the rest, and nothing is trained. Thresholds are calibrated on the `select` rows, so that the answers agree with
-those of the full network to a stated share. What the validation rows then say is reported, not chosen on. Where the
-grid leaves the full network out, the largest size that was trained stands for it.
+Ramps are trained on each size as FastBERT's or DeeBERT's are; or, in a cascade, a size answers what it is sure of and
+the full network the rest, and nothing is trained. Thresholds are calibrated on the `select` rows, so that the answers
+agree with those of the full network to a stated share. What the validation rows then say is reported, not chosen on.
+Where the grid leaves the full network out, the largest size that was trained stands for it.
 
     RUN/studies/ramps/              the trained ramps of each size, one safetensors file each
     RUN/studies/exits.json          what was found; of cascades cascades.json
@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
-from dynabert.baselines import deebert
+from dynabert.baselines import RAMP_LR, deebert, fastbert
 from dynabert.baselines.cascades import RULE
 from dynabert.baselines.exiting import CascadeMethod, ExitMethod, ThresholdMethod
 from dynabert.baselines.method import ElasticMethod, Method, Spent
 from dynabert.batches import Batch
 from dynabert.cascade import Cascade
 from dynabert.elastic import ElasticModel
-from dynabert.errors import ModelFileError, SettingError
+from dynabert.errors import ModelFileError, SettingError, one_of
 from dynabert.exits import CONFIDENCE, NEVER, fastest_agreeing, n_classes
 from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
 from dynabert.folders import file_name_of
@@ -42,7 +43,29 @@ from dynabert.sweep import plain_text
 
 RESULT, CASCADES = "exits.json", "cascades.json"
 AGREEMENTS = (0.99, 0.98, 0.95)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Ramps:
+    """A kind of ramps.
+
+    :param new: those of a size before training.
+    :param train: trains them.
+    :param method_of: the size with trained ones.
+    """
+
+    new: Callable[..., nn.ModuleList]
+    train: Callable[..., ExitMethod]
+    method_of: Callable[..., ExitMethod]
+
+
+RAMPS: Mapping[str, Ramps] = {
+    fastbert.NAME: Ramps(fastbert.new_ramps, fastbert.train, fastbert.method_of),
+    deebert.NAME: Ramps(deebert.new_ramps, deebert.train, deebert.method_of),
+}
+"""By the method that they are from. FastBERT's attend to all tokens and learn from the size's own answers, DeeBERT's
+read the first token and learn from the labels."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,8 @@ class ExitPoint:
 
     :param subnet: the size, or the sizes of a cascade joined by ``+``.
     :param asked: agreement with the full network that the threshold was calibrated to; None for the size without exits.
-    :param threshold: of the entropy, in a cascade as a share of the largest; None for the size without exits.
+    :param threshold: of the entropy, of DeeBERT's ramps in nats, else as a share of the largest; None for the size
+        without exits.
     :param metric: main metric, in hundredths.
     :param agreement: with the full network, share of the rows.
     :param n_layers: executed, mean over the rows.
@@ -76,6 +100,7 @@ class SizeExit:
     :param full: main metric of the full network, in hundredths.
     :param n_select: `select` rows, on which thresholds were calibrated.
     :param largest: name of the full network, or of the largest size where the grid leaves that out.
+    :param ramps: what the sizes exit at, a name in `RAMPS`; empty for cascades.
     :param unreached: size and agreement that those rows show at no threshold at which any row leaves early.
     """
 
@@ -86,6 +111,7 @@ class SizeExit:
     points: tuple[ExitPoint, ...]
     unreached: tuple[tuple[str, float], ...]
     largest: str = Subnet().name
+    ramps: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -97,7 +123,8 @@ class SizeExit:
         from rich.table import Table
 
         full = "full network" if self.largest == Subnet().name else f"largest size, {self.largest},"
-        title = f"{self.task}: {self.metric} x 100 with early exit at calibrated thresholds; {full} {self.full:.2f}"
+        ramps = f"early exit at {self.ramps} ramps" if self.ramps else "early exit"
+        title = f"{self.task}: {self.metric} x 100 with {ramps}, calibrated thresholds; {full} {self.full:.2f}"
         caption = f"agreements asked for: calibrated on {self.n_select} select rows, with {CONFIDENCE:.0%} confidence"
         if missed := ", ".join(f"{name} {share:.4g}" for name, share in self.unreached):
             caption += f"; which these rows do not show for {missed}"
@@ -118,7 +145,8 @@ def exits_of_run(
     *,
     subnets: Sequence[Subnet] = (),
     agreements: Sequence[float] = AGREEMENTS,
-    lr: float = 1e-4,
+    ramps: str = fastbert.NAME,
+    lr: float | None = None,
     budget: float = 0.1,
     hooks: Hooks | None = None,
     device: str | None = None,
@@ -131,7 +159,8 @@ def exits_of_run(
     :param subnets: which sizes; by default every width at the largest depth.
     :param agreements: with the full network, shares of the rows; promised for new rows with a confidence of 95 %, see
         `dynabert.exits.fastest_agreeing`.
-    :param lr: of the ramps.
+    :param ramps: their kind, a name in `RAMPS`.
+    :param lr: of the ramps; by default ten times that of the run's recipe, as `compare` trains them.
     :param budget: training FLOPs of the ramps of a size, as a share of those of the run's recipe.
     :param hooks: reports of the training.
     :param device: where to compute; by default the GPU if there is one.
@@ -139,12 +168,16 @@ def exits_of_run(
     :raises SettingError: a regression, or settings out of range.
     :raises ModelFileError: kept ramps that are damaged.
     """
-    if not (budget > 0 and lr > 0):
-        raise SettingError(f"budget {budget:g} and learning rate {lr:g} must be above 0")
+    if ramps not in RAMPS:
+        raise SettingError(one_of("ramps", ramps, RAMPS))
+    if not (budget > 0 and (lr is None or lr > 0)):
+        raise SettingError(f"budget {budget:g} and learning rate {lr or RAMP_LR:g} must be above 0")
+    _check_agreements(agreements)
     study = Study(Path(run), budget=budget, device=device, hooks=hooks)
+    made = _Exits(study, ramps, lr=RAMP_LR * study.recipe.lr if lr is None else lr)
     grid = study.elastic.grid
     sizes = subnets or tuple(SubnetGrid(grid.widths, grid.depths[:1]))
-    return _calibrated_to(agreements, study, sizes, partial(_with_ramps, study, lr=lr), RESULT)
+    return _calibrated_to(agreements, study, sizes, made.on, RESULT, ramps=ramps)
 
 
 def cascades_of_run(
@@ -164,6 +197,7 @@ def cascades_of_run(
     :return: also written to ``studies/cascades.json``.
     :raises SettingError: a regression, the full network as the first size, or settings out of range.
     """
+    _check_agreements(agreements)
     study = Study(Path(run), device=device)
     elastic, grid = study.elastic, study.elastic.grid
     narrowest = (Subnet(min(grid.widths), depth) for depth in grid.depths)
@@ -175,16 +209,21 @@ def cascades_of_run(
     return _calibrated_to(agreements, study, sizes, _cascade, CASCADES)
 
 
+def _check_agreements(agreements: Sequence[float]) -> None:
+    if not all(0 < share <= 1 for share in agreements) or not agreements:
+        raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
+
+
 def _calibrated_to(
     agreements: Sequence[float],
     study: Study,
     sizes: Sequence[Subnet],
     exits_of: Callable[[ElasticModel, Subnet], ThresholdMethod],
     result_file: str,
+    *,
+    ramps: str = "",
 ) -> SizeExit:
     """Sizes with exits, calibrated, measured and written down."""
-    if not all(0 < share <= 1 for share in agreements) or not agreements:
-        raise SettingError(f"agreements {tuple(agreements)} must be shares of the rows, above 0 and at most 1")
     elastic = study.elastic
     n_classes(elastic.model.config)
     elastic.to(study.device)
@@ -210,6 +249,7 @@ def _calibrated_to(
         points=tuple(points),
         unreached=tuple(unreached),
         largest=elastic.grid.largest.name,
+        ramps=ramps,
     )
     study.write(result_file, result.to_dict())
     return result
@@ -283,50 +323,55 @@ def _cascade(elastic: ElasticModel, subnet: Subnet) -> CascadeMethod:
     return CascadeMethod(name="cascade", elastic=elastic, sizes=sizes, rule=RULE, thresholds=())
 
 
-def _with_ramps(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:
-    """A size with ramps: those kept, or trained and kept."""
-    path = study.folder / "ramps" / f"{file_name_of(subnet.name)}-{_digest(study, subnet, lr)}.safetensors"
-    if not path.exists():
-        _save(_trained(study, elastic, subnet, lr=lr), path)
-    ramps = deebert.new_ramps(elastic, subnet=subnet, seed=study.plan.training.seed).eval()
-    try:
-        with safe_open(path, framework="pt") as file:
-            spent = Spent(**json.loads((file.metadata() or {})["spent"]))
-            ramps.load_state_dict({name: file.get_tensor(name) for name in ramps.state_dict()})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelFileError(
-            f"{path} holds no sound ramps ({reason}); delete it, and they are trained again"
-        ) from error
-    return ExitMethod(
-        name=deebert.NAME,
-        elastic=elastic,
-        ramps=ramps,
-        rule="entropy",
-        thresholds=deebert.THRESHOLDS,
-        subnet=subnet,
-        spent=spent,
-    )
+@dataclass(frozen=True)
+class _Exits:
+    """Puts ramps on sizes.
 
+    :param ramps: their kind, a name in `RAMPS`.
+    """
 
-def _trained(study: Study, elastic: ElasticModel, subnet: Subnet, *, lr: float) -> ExitMethod:
-    return deebert.train(
-        elastic,
-        study.rows(study.plan.training.seed).train,
-        training=study.plan.training,
-        lr=lr,
-        budget_flops=study.budget_flops,
-        subnet=subnet,
-        hooks=study.hooks,
-    )
+    study: Study
+    ramps: str
+    lr: float
 
+    def on(self, elastic: ElasticModel, subnet: Subnet) -> ExitMethod:
+        """A size with ramps: those kept, or trained and kept."""
+        study, kind = self.study, RAMPS[self.ramps]
+        file = f"{file_name_of(subnet.name)}-{self.ramps}-{self._digest(subnet)}.safetensors"
+        path = study.folder / "ramps" / file
+        if not path.exists():
+            _save(self._trained(elastic, subnet), path)
+        ramps = kind.new(elastic, subnet=subnet, seed=study.plan.training.seed).eval()
+        try:
+            with safe_open(path, framework="pt") as kept:
+                spent = Spent(**json.loads((kept.metadata() or {})["spent"]))
+                ramps.load_state_dict({name: kept.get_tensor(name) for name in ramps.state_dict()})
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelFileError(
+                f"{path} holds no sound ramps ({reason}); delete it, and they are trained again"
+            ) from error
+        return kind.method_of(elastic, ramps, subnet=subnet, spent=spent)
 
-def _digest(study: Study, subnet: Subnet, lr: float) -> str:
-    """Of all that the ramps depend on: the weights beneath, the rows, and how they are trained."""
-    weights = sha256_of(study.run / "elastic" / "MANIFEST.json")
-    plan = (asdict(study.plan.training), asdict(study.plan.batching))
-    settings = [FORMAT_VERSION, subnet.name, lr, study.budget_flops, weights, plan, study.saved.data]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    def _trained(self, elastic: ElasticModel, subnet: Subnet) -> ExitMethod:
+        study = self.study
+        return RAMPS[self.ramps].train(
+            elastic,
+            study.rows(study.plan.training.seed).train,
+            training=study.plan.training,
+            lr=self.lr,
+            budget_flops=study.budget_flops,
+            subnet=subnet,
+            hooks=study.hooks,
+        )
+
+    def _digest(self, subnet: Subnet) -> str:
+        """Of all that the ramps depend on: the weights beneath, the rows, and how they are trained."""
+        study = self.study
+        weights = sha256_of(study.run / "elastic" / "MANIFEST.json")
+        plan = (asdict(study.plan.training), asdict(study.plan.batching))
+        settings = [FORMAT_VERSION, subnet.name, self.lr, study.budget_flops, weights, plan, study.saved.data]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
 def _save(trained: ExitMethod, path: Path) -> None:

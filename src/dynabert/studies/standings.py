@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynabert.baselines import METHODS
+from dynabert.baselines import METHODS, ramped
 from dynabert.statistics import Difference, Resampled, averaged, holm, mean_difference, p_value
 from dynabert.studies.tuning import counted, covering
 from dynabert.sweep import Sweep, plain_text
@@ -62,6 +62,8 @@ class Comparison:
     :param seeds: of the first run; each has its own and the ones after it.
     :param training_flops: of every method, beyond the teacher.
     :param sweeps: of every method with the first seed, by name.
+    :param times: of all points of those, by method: of an input of the validation rows, as a share of the full
+        network's, one by one and in batches of 32.
     :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
     :param recipe: by which DynaBERT was trained.
     :param ours: what the others are compared with: a name in `OWN`.
@@ -78,6 +80,7 @@ class Comparison:
     training_flops: float
     standings: tuple[Standing, ...]
     sweeps: Mapping[str, Sweep]
+    times: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     teacher_flops: float = 0.0
     recipe: str = ""
     ours: str = OURS
@@ -95,14 +98,14 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Comparison":
-        """What `to_dict` gave, without the sweeps.
+        """What `to_dict` gave, without the sweeps and times.
 
         :raises KeyError, TypeError, AttributeError: something else.
         """
         known = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
         rows = tuple(Standing.from_dict(row) for row in saved["rows"])
         lists = {"seeds": tuple(saved["seeds"]), "rates": tuple(saved["rates"])}
-        return cls(**{**known, **lists, "standings": rows, "sweeps": {}, "tasks": ()})
+        return cls(**{**known, **lists, "standings": rows, "sweeps": {}, "times": {}, "tasks": ()})
 
     def table(self) -> str:
         """The standings as lines of plain text."""
@@ -141,6 +144,7 @@ class Comparison:
         caption += f"; of {', '.join(few)} over rows alone." if few else "."
         if len(self.rates) == 1:
             caption += " One learning rate for all, not tuned: --lrs tunes it."
+        caption += ramped(self._methods())
         if self.left_out:
             caption += " Left out: " + "; ".join(f"{name}, for {why}" for name, why in self.left_out.items()) + "."
         return caption + (" *: the lowest or highest rate tried." if any(row.at_edge for row in self.standings) else "")

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Several seeds of DynaBERT beside other methods, each seed with a teacher of its own, and all of them in one table:
+#   runs/seeds.sh [options of dynabert compare]
+# For each seed S trains runs/four-S/TASK (runs/four-tasks.sh) and compares its sizes, then its best cascades, with
+# METHODS: docs/results/seed-S-compare-TASK.json and seed-S-cascade-compare-TASK.json. Those of all seeds are pooled in
+# seeds-compare.json and seeds-cascade-compare.json there. Goes on where it was interrupted.
+# SEEDS="43 44", TASKS="trec cola", METHODS=fastbert,deebert: fewer; RESULTS=DIR/PREFIX-: elsewhere.
+# Needs DYNABERT_DATA. On one core with bf16 an hour and a half a seed, and half an hour more for each other method.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"
+read -ra seeds <<< "${SEEDS:-42 43 44}"
+methods=${METHODS:-fastbert,deebert,alone}
+results=${RESULTS:-docs/results/}
+mkdir -p "$(dirname "${results}x")"
+
+compare() { # RUN OURS METHODS FILE [options]
+  local run=$1 ours=$2 names=$3 file=$4
+  shift 4
+  .venv/bin/dynabert compare "$run" --ours "$ours" --methods "$names" --seeds 1 --lrs 1e-4 "$@"
+  cp "$run/studies/compare.json" "$file"
+}
+
+sizes=() cascades=()
+for seed in "${seeds[@]}"; do
+  SEEDS=$seed RUNS=runs/four-$seed TASKS="${tasks[*]}" runs/four-tasks.sh
+  for task in "${tasks[@]}"; do
+    run=runs/four-$seed/$task
+    sizes+=("${results}seed-$seed-compare-$task.json")
+    compare "$run" dynabert "$methods,dynabert-cascade" "${sizes[-1]}" "$@"
+    cascades+=("${results}seed-$seed-cascade-compare-$task.json")
+    compare "$run" dynabert-cascade "$methods" "${cascades[-1]}" "$@"
+  done
+done
+.venv/bin/python runs/pool.py "${sizes[@]}" --json "${results}seeds-compare.json"
+.venv/bin/python runs/pool.py "${cascades[@]}" --json "${results}seeds-cascade-compare.json"
