@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The attention study of a finished run:  runs/attention.sh RUN [options of dynabert attention]
-# For the published figure RUN was runs/four/sst2, made by TASKS=sst2 runs/four-tasks.sh --recipe two-stage --epochs 2.
+# For the published figure RUN was runs/four-42/sst2, made by TASKS=sst2 RUNS=runs/four-42 runs/four-tasks.sh.
 # Writes docs/results/NAME-attention.json and .svg, NAME being that of the run folder. About two minutes on one busy core.
 set -euo pipefail
 run=$(realpath "${1:?give a run folder}")
