@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_model
-from small_job import write_job
+from small_job import small_plan, write_job
 from transformers import BertForSequenceClassification
 
 from dynabert.loading import load, load_tokenizer, save_model
+from dynabert.run import train
+from dynabert.studies.size_exit import exits_of_run
+from dynabert.subnet import Subnet
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -48,6 +51,8 @@ def program(page: Path) -> str:
 
 def test_the_program_of_the_guide_and_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, source = write_job(tmp_path, n_layers=4)
+    train(encoder, source, tmp_path / "runs" / "demo", plan=small_plan(), latency=None)
+    exits_of_run(tmp_path / "runs" / "demo", subnets=[Subnet(0.5, 1.0)])
     config = tiny_model("bert", n_labels=2).config
     config.max_position_embeddings = 128  # as long as rows are timed
     model = BertForSequenceClassification(config).eval()

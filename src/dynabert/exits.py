@@ -255,6 +255,11 @@ def candidates(all_logits: np.ndarray, rule: Rule) -> np.ndarray:
     return np.concatenate([[NEVER], between, [1.0 + np.log(all_logits.shape[-1])]])
 
 
+def most_that_show(n_rows: int, *, confidence: float = CONFIDENCE) -> float:
+    """The highest agreement that so many rows show, where all of them agree: see `rows_that_show`."""
+    return float((1 - confidence) ** (1 / n_rows))
+
+
 def rows_that_show(agreement: float, n_rows: int, *, confidence: float = CONFIDENCE) -> int | None:
     """How many of some rows have to agree before an agreement may be promised for rows that nobody has seen.
 

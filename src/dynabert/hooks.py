@@ -58,6 +58,9 @@ class Snapshot:
 class Hooks:
     """What the caller of the loop may hang on it; every method does nothing by default, and is called on every rank."""
 
+    def intended(self, n_trainings: int, budget: float) -> None:
+        """Before the first training of a study: how many there are at most, and the share of the run's each costs."""
+
     def planned(self, stages: Sequence[PlannedStage]) -> None:
         """Before the first stage: all that the run has, those included that an earlier process has done."""
 
@@ -79,6 +82,11 @@ class HookList(Hooks):
 
     def __init__(self, *hooks: Hooks) -> None:
         self.hooks = hooks
+
+    def intended(self, n_trainings: int, budget: float) -> None:
+        """Pass it on."""
+        for hooks in self.hooks:
+            hooks.intended(n_trainings, budget)
 
     def planned(self, stages: Sequence[PlannedStage]) -> None:
         """Pass it on."""

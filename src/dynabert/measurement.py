@@ -39,8 +39,8 @@ class LatencySettings:
         counts = (*self.batch, *self.seq, self.repeats, 1 if self.n_threads is None else self.n_threads)
         if not self.batch or not self.seq or min(counts) < 1:
             raise SettingError(
-                f"batch {listed(self.batch)}, seq {listed(self.seq)}, repeats {self.repeats} and threads must be 1 "
-                f"or more"
+                f"batch {listed(self.batch)}, seq {listed(self.seq)}, repeats {self.repeats} and threads "
+                f"{'as they are' if self.n_threads is None else self.n_threads} must be 1 or more"
             )
         for name, numbers in (("batch", self.batch), ("seq", self.seq)):
             if len(set(numbers)) < len(numbers):

@@ -94,6 +94,12 @@ class Bars(Hooks):
         self.progress, self.eta = progress, eta or Eta()
         self._bars: dict[str, TaskID] = {}
 
+    def intended(self, n_trainings: int, budget: float) -> None:
+        """Say what a study costs."""
+        one = "1 training" if n_trainings == 1 else f"{n_trainings} trainings"
+        line = f"at most {one} at {budget:.4g} x the run's own FLOPs each; those that are kept cost nothing"
+        self.progress.console.print(line, soft_wrap=True)
+
     def planned(self, stages: Sequence[PlannedStage]) -> None:
         """Weigh the stages to come."""
         self.eta.planned(stages)

@@ -172,7 +172,7 @@ def load_teacher(out: str | Path, elastic: ElasticModel, *, rewired: bool = Fals
     :raises ModelFileError: a part of the run that is missing or damaged.
     """
     out, teacher = Path(out), elastic.copy()
-    teacher.model.load_state_dict(load(out / "teacher").state_dict())
+    teacher.model.load_state_dict(load(model_folder(out / "teacher")).state_dict())
     plan = Saved.of(out).plan
     if rewired and plan.order != "as-is":
         importance = Importance.load(out / IMPORTANCE_FILE)
@@ -204,8 +204,10 @@ def load_sweep(out: str | Path, *, engine: str = PLAIN[0], dtype: str = PLAIN[1]
 
     :param engine: that its rows were run by.
     :param dtype: of their products.
+    :raises SettingError: an unknown engine, or a dtype that it does not have.
     :raises ModelFileError: not a run folder, or one that has not been measured so.
     """
+    LatencySettings(engine=engine, dtype=dtype)  # which refuses what nothing can be measured with
     path = Path(out) / sweep_file(engine, dtype)
     if not path.exists():
         load_result(out)
@@ -382,6 +384,16 @@ def _read_deployed(out: Path, form: tuple[str, str], own: Sweep) -> Sweep:
     if not math.isclose(context.reference, own.context.reference, abs_tol=1e-4):
         raise ModelFileError(f"{path} is of another training than {SWEEP_FILE}: its teacher differs; {again}")
     return sweep
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a model in a run, which is never looked for on the hub.
+
+    :raises ModelFileError: it is not there, or damaged.
+    """
+    if not complete(folder):
+        raise ModelFileError(f"{folder} is missing; bring it back, or train again into an empty folder")
+    return folder
 
 
 def complete(folder: Path) -> bool:

@@ -101,6 +101,8 @@ def test_an_unknown_factor_or_variant_is_refused() -> None:
         variants_of(Plan(), ["learning-rate=1e-4"])
     with pytest.raises(SettingError, match="'schedule=sandwich' is what the recipe default does already"):
         variants_of(Plan(recipe=RECIPES["default"]), ["schedule=sandwich"])
+    with pytest.raises(SettingError, match="no variant differs in it; --recipe two-stage has some"):
+        variants_of(Plan(recipe=RECIPES["default"]), ["teacher-width=full"])
 
 
 def test_variants_that_teach_a_regression_nothing_are_left_out() -> None:

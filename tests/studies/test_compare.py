@@ -36,10 +36,13 @@ ONE_TEACHER_EPOCH = Recipe("", (replace(TEACHER, epochs=1),))
 
 
 class Count(Hooks):
-    """Counts the steps of all trainings."""
+    """Counts the steps of all trainings, and remembers how many there were to be."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps, self.told = 0, []
+
+    def intended(self, n_trainings: int, budget: float) -> None:
+        self.told.append((n_trainings, budget))
 
     def stepped(self, report: StepReport) -> None:
         self.steps += 1
@@ -57,7 +60,9 @@ def trials_of(run: Path) -> dict[str, Trial]:
 
 
 def test_methods_stand_beside_ours_at_equal_cost(run: Path) -> None:
-    result = compare(run, **SETTINGS)
+    count = Count()
+    result = compare(run, **SETTINGS, hooks=count)
+    assert count.told == [(len({"layerdrop", "deebert", "alone", OURS}) * 2, BUDGET)], "two seeds each"
     trials, elastic, study = trials_of(run), load_result(run), Study(run, budget=BUDGET)
     full = encoder_flops(elastic.shape, elastic.slices(Subnet()))
     budget = study.budget_flops
@@ -219,6 +224,8 @@ def test_unknown_methods_are_refused(run: Path) -> None:
         compare(run, methods=["magic"])
     with pytest.raises(SettingError, match="must be above 0"):
         compare(run, n_seeds=0)
+    with pytest.raises(SettingError, match="budget 1e-09 does not pay one training step"):
+        compare(run, methods=["dynabert-cascade"], budget=1e-9)
 
 
 def test_a_masked_phase_goes_on_from_the_encoder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ from dynabert.errors import ModelFileError, SettingError
 from dynabert.exits import fastest_agreeing
 from dynabert.hooks import Hooks, StepReport
 from dynabert.measure import predict
-from dynabert.results import load_result, load_sweep
+from dynabert.results import load_result, load_sweep, load_teacher
 from dynabert.run import train
-from dynabert.studies.size_exit import cascades_of_run, exits_of_run
+from dynabert.studies.size_exit import cascades_of_run, exits_of_run, load_exits
 from dynabert.studies.study import Study
 from dynabert.subnet import Subnet, SubnetGrid
 
@@ -62,6 +62,7 @@ def test_sizes_get_exits_that_agree_with_the_full_network(run: Path) -> None:
     assert {share for _, share in result.unreached} >= {1.0}, "no sample shows that all rows agree"
     assert json.loads((run / "studies" / "exits.json").read_text())["points"][0]["subnet"] == "w1-d1"
     assert result.n_select == len(predict(elastic.at(Subnet()), study.rows(42).select))
+    assert f"(so many show {0.05 ** (1 / result.n_select):.1%} at most)" in result.table()
     assert "no exit" in result.table() and f"calibrated on {result.n_select} select rows" in result.table()
 
 
@@ -85,6 +86,36 @@ def test_ramps_are_those_of_the_method_asked_for(run: Path, kind: str, rule: str
     answers = replace(alone, thresholds=(threshold,)).predict(f"s{threshold:g}", rows.validation)
     assert point.metric == pytest.approx(100 * np.mean(answers.logits.argmax(1) == study.labels))
     assert result.ramps == kind and f"early exit at {kind} ramps" in result.table()
+
+
+def test_kept_ramps_are_loaded_and_answer_as_the_study_says(run: Path) -> None:
+    result = exits_of_run(run, subnets=[Subnet()], agreements=(0.5,), budget=0.2)
+    (point,) = (point for point in result.points if point.asked is not None)
+    exits, rows = load_exits(run, "w1-d1"), Study(run).rows(42).validation
+    answers = exits.predict(rows, point.threshold)
+    assert point.metric == pytest.approx(100 * np.mean(answers.logits.argmax(1) == Study(run).labels))
+    assert point.n_layers == pytest.approx(answers.n_layers.mean())
+    with pytest.raises(ModelFileError, match=r"no fastbert ramps of w0.25-d1.*dynabert exits .* --subnets w0.25-d1"):
+        load_exits(run, Subnet(0.25, 1.0))
+
+
+def test_ramps_of_other_weights_are_not_loaded(run: Path, tmp_path: Path) -> None:
+    exits_of_run(run, subnets=[Subnet()], agreements=(0.5,), budget=0.2)
+    other = shutil.copytree(run, tmp_path / "other")
+    manifest = other / "elastic" / "MANIFEST.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(ModelFileError, match="as it is now"):
+        load_exits(other, Subnet())
+
+
+def test_a_run_without_its_teacher_is_not_looked_for_on_the_hub(run: Path, tmp_path: Path, monkeypatch) -> None:
+    """The folder of a run one level down has a name that a repository may have."""
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(shutil.copytree(run, Path("mine")) / "teacher")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    for ask in (lambda: Study(Path("mine")).network(42), lambda: load_teacher("mine", load_result("mine"))):
+        with pytest.raises(ModelFileError, match="mine/teacher is missing; bring it back"):
+            ask()
 
 
 def test_a_lower_agreement_is_never_slower(run: Path) -> None:
@@ -165,7 +196,8 @@ def test_a_grid_without_the_full_network_ends_at_its_largest_size(tmp_path: Path
 def test_shares_out_of_range_are_refused(run: Path) -> None:
     with pytest.raises(SettingError, match="above 0 and at most 1"):
         exits_of_run(run, agreements=(1.5,))
-    with pytest.raises(SettingError, match="must be above 0"):
-        exits_of_run(run, budget=0)
+    for settings in ({"budget": 0}, {"budget": float("inf")}, {"lr": 0}):
+        with pytest.raises(SettingError, match=r"(budget|learning rate) (0|inf) must be above 0, and finite"):
+            exits_of_run(run, **settings)
     with pytest.raises(SettingError, match=r"unknown ramps 'berxit'.*known: fastbert, deebert"):
         exits_of_run(run, ramps="berxit")

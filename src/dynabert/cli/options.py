@@ -85,14 +85,14 @@ def numbers_of(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise SettingError(f"--{option} {text!r} is not a list of numbers; write it like 1,0.75,0.5") from None
+        raise SettingError(f"--{option} {text!r} is not a list of numbers; write them with commas between") from None
 
 
 def counts_of(option: str, text: str) -> tuple[int, ...]:
     """The whole numbers of a comma-separated option."""
     numbers = numbers_of(option, text)
     if not all(number.is_integer() for number in numbers):
-        raise SettingError(f"--{option} {text!r} is not a list of whole numbers; write it like 1,8,32")
+        raise SettingError(f"--{option} {text!r} is not a list of whole numbers; write them with commas between")
     return tuple(int(number) for number in numbers)
 
 

@@ -89,6 +89,8 @@ def measure(
         raise SettingError(
             f"{engine} {dtype} is measured with its latency and on the CPU; leave --no-latency and --device out"
         )
+    if not latency and (of_times := _of_times(batch=batch, seq=seq, threads=threads)):
+        raise SettingError(f"{of_times}: of times, which --no-latency leaves out; give one or the other")
     shapes = counts_of("batch", batch or "1"), counts_of("seq", seq or "128")
     settings = LatencySettings(*shapes, repeats, dtype, engine, threads) if latency else None
     with progress_bars() as bars:
@@ -96,6 +98,11 @@ def measure(
     print_sweep(sweep, as_json=as_json)
     if chosen is None and latency and not as_json and len(sweep.rows) >= FEWEST:
         typer.echo(latency_model_of(run, sweep).describe())
+
+
+def _of_times(**options: object) -> str:
+    """The options that are given."""
+    return " and ".join(f"--{name}" for name, value in options.items() if value is not None)
 
 
 def _one(option: str, text: str | None) -> int | None:

@@ -77,9 +77,9 @@ def compare(
     chosen = ALL if methods is None else names_of(methods)
     settings: dict[str, Any] = {"n_seeds": seeds, "budget": budget, "limit": limit, "recipe": recipe, "device": device}
     result = _studied(partial(study, *runs, methods=chosen, ours=ours, **settings), lrs)
+    _print(result, as_json=as_json)
     if plot is not None:
         save_chart(figure(result), plot)
-    _print(result, as_json=as_json)
 
 
 def ablate(
@@ -225,10 +225,12 @@ def attention(
     from dynabert.progress import progress_bars
     from dynabert.studies.attention import attention_of_run
     from dynabert.studies.attention_figure import figure
-    from dynabert.studies.drawing import check_figure, save_chart
+    from dynabert.studies.drawing import check_figure, check_folder, save_chart
 
     if plot is not None:
         check_figure(plot)
+    if out is not None:
+        check_folder(out)
     with progress_bars() as bars:
         study = attention_of_run(
             run,
@@ -238,11 +240,8 @@ def attention(
             progress=bars.measuring,
             device=device,
         )
+    _print(study, as_json=as_json)
     if out is not None:
         study.to_json(out)
     if plot is not None:
         save_chart(figure(study), plot)
-    if as_json:
-        print_json(study.to_dict())
-    else:
-        typer.echo(study.table())

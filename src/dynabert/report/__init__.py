@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dynabert.errors import SettingError
 from dynabert.files import atomic_write_bytes, atomic_write_text, storage_errors
+from dynabert.job import pick_device
 from dynabert.measure import Progress
 from dynabert.report.data import collect
 
@@ -60,6 +61,8 @@ def report_run(
     :raises StorageError: something cannot be written.
     """
     _check_installed()
+    if device is not None:
+        pick_device(device)
     from dynabert.report.figure import image
     from dynabert.report.figures import figures_of
     from dynabert.report.page import page_of

@@ -23,7 +23,7 @@ from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_dif
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, parsed, variants_of
 from dynabert.studies.study import Study, studies_of
 from dynabert.studies.trials import Trial
-from dynabert.studies.tuning import N_RESAMPLES, check_settings, counted, covering, tuned
+from dynabert.studies.tuning import N_RESAMPLES, check_settings, counted, covering, n_trainings, tuned
 from dynabert.sweep import plain_text
 
 BASE = "base"
@@ -270,6 +270,8 @@ def ablate(
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     made = studies_of(runs, budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks)
     studies = [_TaskStudy(study, factors, rates=lrs, n_seeds=n_seeds) for study in made]
+    trainings = sum(len(study.plans) * n_trainings(study.rates, study.seeds) for study in studies)
+    (hooks or Hooks()).intended(trainings, budget)
     compared, summaries = [], []
     for draw, study in enumerate(studies):
         study.train()

@@ -38,7 +38,7 @@ from dynabert.studies.standings import (
 )
 from dynabert.studies.study import Derived, Study, studies_of
 from dynabert.studies.trials import Point, Trial
-from dynabert.studies.tuning import N_RESAMPLES, Tuned, check_settings, tuned
+from dynabert.studies.tuning import N_RESAMPLES, Tuned, check_settings, n_trainings, tuned
 from dynabert.subnet import Subnet, encoder_flops
 
 CASCADE_SHARES = (0.75, 0.5, 0.375, 0.25, 0.1875)
@@ -62,6 +62,12 @@ class _TaskComparison:
         self.seeds = study.seeds(n_seeds)
         self.full_flops = encoder_flops(study.elastic.shape, study.elastic.slices(Subnet()))
         self.tuned: dict[str, Tuned] = {}
+
+    @property
+    def n_trainings(self) -> int:
+        """At most; methods that come of the same one are one."""
+        families = {OURS if method in OWN else min((method, *relatives(method))) for method in self.methods}
+        return len(families) * n_trainings(self.rates, self.seeds)
 
     def train(self) -> None:
         """Tune every method with the first seed, then train it with all."""
@@ -242,6 +248,7 @@ def compare(
     left_out = _left_out(methods, studies)
     methods = [method for method in methods if method not in left_out]
     tasks = [_TaskComparison(study, methods, ours=ours, rates=lrs, n_seeds=n_seeds) for study in studies]
+    (hooks or Hooks()).intended(sum(task.n_trainings for task in tasks), budget)
     stood, summaries = [], []
     for draw, task in enumerate(tasks):
         task.train()

@@ -15,17 +15,27 @@ FORMATS = ("svg", "png")
 def check_figure(path: Path) -> str:
     """The format of a figure's file, checked before anything is computed.
 
-    :raises SettingError: neither of `FORMATS`, or a package is missing.
+    :raises SettingError: neither of `FORMATS`, no folder for it, or a package is missing.
     """
     suffix = path.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
         raise SettingError(one_of("format of a figure", path.suffix, [f".{name}" for name in FORMATS]))
+    check_folder(path)
     try:
         import altair  # noqa: F401
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise SettingError(f"figures need {error.name}; run: pip install 'dynabert[report]'") from error
     return suffix
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder is not there, before anything is computed.
+
+    :raises SettingError: there is none.
+    """
+    if not path.parent.is_dir():
+        raise SettingError(f"there is no folder {path.parent} for {path.name}; make it first")
 
 
 def save_chart(chart: "altair.TopLevelMixin", path: str | Path) -> None:

@@ -153,7 +153,11 @@ def variants_of(plan: Plan, factors: Sequence[str], *, regression: bool = False)
         if only and only not in variants:
             raise SettingError(one_of(f"variant of {factor}", only, variants))
         if only and _same(variants[only], plan):
-            raise SettingError(f"{asked!r} is what the recipe {plan.recipe.name} does already; name another variant")
+            others = ", ".join(name for name, changed in variants.items() if not _same(changed, plan))
+            hint = (
+                f"name another variant: {others}" if others else "no variant differs in it; --recipe two-stage has some"
+            )
+            raise SettingError(f"{asked!r} is what the recipe {plan.recipe.name} does already; {hint}")
         learning = {name: changed for name, changed in variants.items() if _learns(changed.recipe, regression)}
         if only and only not in learning:
             raise SettingError(f"{asked!r} leaves a regression nothing to learn from; name another variant")

@@ -30,18 +30,20 @@ from dynabert.batches import Batch
 from dynabert.cascade import Cascade
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.exits import CONFIDENCE, NEVER, fastest_agreeing, n_classes
+from dynabert.exits import CONFIDENCE, NEVER, EarlyExit, fastest_agreeing, most_that_show, n_classes
 from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
 from dynabert.folders import file_name_of
 from dynabert.hooks import Hooks
 from dynabert.measure import labels_of, predict
+from dynabert.results import load_result
 from dynabert.statistics import ROW_METRICS
-from dynabert.studies.study import Study
+from dynabert.studies.study import STUDIES, Study
 from dynabert.studies.trials import relative_times
+from dynabert.studies.tuning import check_settings
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
 from dynabert.sweep import plain_text
 
-RESULT, CASCADES = "exits.json", "cascades.json"
+RESULT, CASCADES, RAMPS_FOLDER = "exits.json", "cascades.json", "ramps"
 AGREEMENTS = (0.99, 0.98, 0.95)
 FORMAT_VERSION = 2
 
@@ -127,7 +129,10 @@ class SizeExit:
         title = f"{self.task}: {self.metric} x 100 with {ramps}, calibrated thresholds; {full} {self.full:.2f}"
         caption = f"agreements asked for: calibrated on {self.n_select} select rows, with {CONFIDENCE:.0%} confidence"
         if missed := ", ".join(f"{name} {share:.4g}" for name, share in self.unreached):
-            caption += f"; which these rows do not show for {missed}"
+            most = most_that_show(self.n_select)
+            caption += f"; which these rows do not show for {missed} (so many show {most:.1%} at most)"
+        if any(point.flops > 1 for point in self.points):
+            caption += "; above 100 % of the FLOPs the full network alone is cheaper"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
         table.add_column("Subnet", no_wrap=True)
         for name in ("asked", "threshold", "metric", "agreement", "layers", "FLOPs", "time x1", "x32"):
@@ -160,7 +165,8 @@ def exits_of_run(
     :param agreements: with the full network, shares of the rows; promised for new rows with a confidence of 95 %, see
         `dynabert.exits.fastest_agreeing`.
     :param ramps: their kind, a name in `RAMPS`.
-    :param lr: of the ramps; by default ten times that of the run's recipe, as `compare` trains them.
+    :param lr: of the ramps; by default ten times that of the run's recipe. The last weights are kept, not those that
+        are best on the `select` rows, on which the thresholds are calibrated.
     :param budget: training FLOPs of the ramps of a size, as a share of those of the run's recipe.
     :param hooks: reports of the training.
     :param device: where to compute; by default the GPU if there is one.
@@ -170,8 +176,7 @@ def exits_of_run(
     """
     if ramps not in RAMPS:
         raise SettingError(one_of("ramps", ramps, RAMPS))
-    if not (budget > 0 and (lr is None or lr > 0)):
-        raise SettingError(f"budget {budget:g} and learning rate {lr or RAMP_LR:g} must be above 0")
+    check_settings((run,), n_seeds=1, budget=budget, lrs=() if lr is None else (lr,))
     _check_agreements(agreements)
     study = Study(Path(run), budget=budget, device=device, hooks=hooks)
     made = _Exits(study, ramps, lr=RAMP_LR * study.recipe.lr if lr is None else lr)
@@ -336,22 +341,12 @@ class _Exits:
 
     def on(self, elastic: ElasticModel, subnet: Subnet) -> ExitMethod:
         """A size with ramps: those kept, or trained and kept."""
-        study, kind = self.study, RAMPS[self.ramps]
+        study = self.study
         file = f"{file_name_of(subnet.name)}-{self.ramps}-{self._digest(subnet)}.safetensors"
-        path = study.folder / "ramps" / file
+        path = study.folder / RAMPS_FOLDER / file
         if not path.exists():
-            _save(self._trained(elastic, subnet), path)
-        ramps = kind.new(elastic, subnet=subnet, seed=study.plan.training.seed).eval()
-        try:
-            with safe_open(path, framework="pt") as kept:
-                spent = Spent(**json.loads((kept.metadata() or {})["spent"]))
-                ramps.load_state_dict({name: kept.get_tensor(name) for name in ramps.state_dict()})
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelFileError(
-                f"{path} holds no sound ramps ({reason}); delete it, and they are trained again"
-            ) from error
-        return kind.method_of(elastic, ramps, subnet=subnet, spent=spent)
+            _save(self._trained(elastic, subnet), path, weights=_weights(study.run))
+        return _read(path, elastic, subnet, self.ramps)
 
     def _trained(self, elastic: ElasticModel, subnet: Subnet) -> ExitMethod:
         study = self.study
@@ -368,15 +363,60 @@ class _Exits:
     def _digest(self, subnet: Subnet) -> str:
         """Of all that the ramps depend on: the weights beneath, the rows, and how they are trained."""
         study = self.study
-        weights = sha256_of(study.run / "elastic" / "MANIFEST.json")
+        weights = _weights(study.run)
         plan = (asdict(study.plan.training), asdict(study.plan.batching))
         settings = [FORMAT_VERSION, subnet.name, self.lr, study.budget_flops, weights, plan, study.saved.data]
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
-def _save(trained: ExitMethod, path: Path) -> None:
+def _weights(run: Path) -> str:
+    """Of the network beneath the ramps."""
+    return sha256_of(run / "elastic" / "MANIFEST.json")
+
+
+def _read(path: Path, elastic: ElasticModel, subnet: Subnet, ramps: str) -> ExitMethod:
+    """A size with the ramps of a file."""
+    modules = RAMPS[ramps].new(elastic, subnet=subnet, seed=0).eval()
+    try:
+        with safe_open(path, framework="pt") as kept:
+            spent = Spent(**json.loads((kept.metadata() or {})["spent"]))
+            modules.load_state_dict({name: kept.get_tensor(name) for name in modules.state_dict()})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFileError(
+            f"{path} holds no sound ramps ({reason}); delete it, and they are trained again"
+        ) from error
+    return RAMPS[ramps].method_of(elastic, modules, subnet=subnet, spent=spent)
+
+
+def load_exits(run: str | Path, subnet: Subnet | str, *, ramps: str = fastbert.NAME) -> EarlyExit:
+    """A size of a finished run with the ramps that `exits_of_run` trained for it last, to be run.
+
+    ``load_exits(run, "w0.5-d1").predict(batches, threshold)`` answers rows at a threshold of ``studies/exits.json``.
+
+    :param subnet: the size, or its name.
+    :param ramps: their kind, a name in `RAMPS`.
+    :return: on the CPU.
+    :raises SettingError: an unknown kind.
+    :raises ModelFileError: not a finished run, no ramps of that size and of these weights, or damaged ones.
+    """
+    if ramps not in RAMPS:
+        raise SettingError(one_of("ramps", ramps, RAMPS))
+    run, subnet = Path(run), Subnet.parse(subnet) if isinstance(subnet, str) else subnet
+    elastic, weights = load_result(run), _weights(run)
+    kept = (run / STUDIES / RAMPS_FOLDER).glob(f"{file_name_of(subnet.name)}-{ramps}-*.safetensors")
+    for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+        if about.get("weights") == weights:
+            return _read(path, elastic, subnet, ramps).exits
+    command = f"dynabert exits {run} --subnets {subnet.name} --ramps {ramps}"
+    raise ModelFileError(f"{run} has no {ramps} ramps of {subnet.name} as it is now; run `{command}`")
+
+
+def _save(trained: ExitMethod, path: Path, *, weights: str) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.ramps.state_dict().items()}
-    about = {"format_version": str(FORMAT_VERSION), "spent": json.dumps(asdict(trained.spent))}
+    about = {"format_version": str(FORMAT_VERSION), "spent": json.dumps(asdict(trained.spent)), "weights": weights}
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, save(tensors, about))

@@ -35,7 +35,7 @@ from dynabert.measure import labels_of, machine_of, predict
 from dynabert.plan import Plan, encoder_digest
 from dynabert.precision import warn_if_emulated
 from dynabert.recipes import Recipe, Stage, recipe_of
-from dynabert.results import load_result
+from dynabert.results import load_result, model_folder
 from dynabert.run import train, train_teacher
 from dynabert.saved import Saved
 from dynabert.studies.trials import Trial, trial_of
@@ -179,8 +179,15 @@ class Study:
         return stage.n_steps(len(train)) * mean_step_flops(stage, self.elastic, StepRows.of(train), seed=seed)
 
     def at_budget(self, recipe: Recipe) -> Recipe:
-        """A recipe with all its stages made equally longer or shorter, so that it costs what each training may."""
-        factor = self.budget_flops / self.cost(recipe)
+        """A recipe with all its stages made equally longer or shorter, so that it costs what each training may.
+
+        :raises SettingError: that does not pay one step.
+        """
+        factor, n_steps = self.budget_flops / self.cost(recipe), len(self.rows(self.plan.training.seed).train)
+        if factor * n_steps * sum(stage.epochs for stage in recipe.stages) < 1:
+            raise SettingError(
+                f"budget {self.budget:g} does not pay one training step of {self.run}; give a larger one"
+            )
         return replace(recipe, stages=tuple(replace(stage, epochs=stage.epochs * factor) for stage in recipe.stages))
 
     def write(self, name: str, result: dict[str, Any]) -> None:
@@ -232,7 +239,7 @@ class Study:
 
     def network(self, seed: int) -> ElasticModel:
         """The teacher of a seed."""
-        return self._elastic(load(self.teacher(seed)))
+        return self._elastic(load(model_folder(self.teacher(seed))))
 
     def start(self, seed: int) -> ElasticModel:
         """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it.

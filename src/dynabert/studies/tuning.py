@@ -62,6 +62,12 @@ def tuned(
     return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores))
 
 
+def n_trainings(rates: Sequence[float], seeds: Sequence[int]) -> int:
+    """How many trainings `tuned` does at most."""
+    n_rates = len(set(rates))
+    return n_rates + (n_rates > 1) + len(seeds) - 1
+
+
 def _at_edge(lr: float, tried: Iterable[float]) -> bool:
     rates = sorted(tried)
     return len(rates) > 1 and lr in (rates[0], rates[-1])
@@ -85,11 +91,11 @@ def covering(seeds: Sequence[int]) -> str:
 def check_settings(runs: Sequence[object], *, n_seeds: int, budget: float, lrs: Sequence[float]) -> None:
     """Refuse what no study can be made of.
 
-    :raises SettingError: no runs or seeds, or rates or a budget that are not above 0.
+    :raises SettingError: no runs or seeds, or rates or a budget that are not above 0, or infinite.
     """
     if not runs:
         raise SettingError("no runs given; give the folder of one at least")
     for name, values in (("seeds", (n_seeds,)), ("budget", (budget,)), ("learning rate", tuple(lrs))):
         for value in values:
-            if not value > 0:
-                raise SettingError(f"{name} {value:g} must be above 0")
+            if not 0 < value < float("inf"):
+                raise SettingError(f"{name} {value:g} must be above 0, and finite")
