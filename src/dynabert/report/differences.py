@@ -23,7 +23,7 @@ from dynabert.report.figure import (
 from dynabert.report.studies import Ablated, Compared, Gap, Trainings
 from dynabert.report.tables import Table
 from dynabert.studies.ablate import BASE, MEAN, Effect
-from dynabert.studies.tuning import covering
+from dynabert.studies.tuning import covering, rate_text
 
 SURE = 0.05
 """Points of a corrected p value below this are filled."""
@@ -106,7 +106,13 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
     lines = tuple(
         (
             *(row.method, f"{row.share:.0%}", row.point, f"{row.metric:.2f}", f"{row.flops:.0%}"),
-            *(f"{row.alone:.0%}", f"{row.together:.0%}", _rate(row), f"{row.n_steps:,}", *_numbers(row)),
+            *(
+                f"{row.alone:.0%}",
+                f"{row.together:.0%}",
+                rate_text(row.lr, at_edge=row.at_edge),
+                f"{row.n_steps:,}",
+                *_numbers(row),
+            ),
         )
         for row in compared.gaps
     )
@@ -139,10 +145,6 @@ def _named(effect: Effect) -> str:
     return f"{effect.factor}: {effect.variant}{beside}"
 
 
-def _rate(row: Gap | Effect) -> str:
-    return ("by task" if row.lr is None else f"{row.lr:g}") + ("*" if row.at_edge else "")
-
-
 def _edge(rows: Sequence[Gap] | Sequence[Effect]) -> str:
     """What the star of a rate means, where there is one."""
     return " *: the lowest or highest rate that was tried." if any(row.at_edge for row in rows) else ""
@@ -159,7 +161,8 @@ def ablation_figure(ablated: Ablated) -> Figure | None:
     places = tuple(dict.fromkeys(data["where"]))
     names = {where: "mean over the grid" if where == MEAN else where for where in places}
     lines = tuple(
-        (row.factor, row.variant, row.against, names[row.where], *_numbers(row), _rate(row)) for row in effects
+        (row.factor, row.variant, row.against, names[row.where], *_numbers(row), rate_text(row.lr, at_edge=row.at_edge))
+        for row in effects
     )
     headers = ("factor", "variant", "minus", "size", "difference", "95 % interval", "p (Holm)", "learning rate")
     return Figure(

@@ -23,7 +23,7 @@ from dynabert.statistics import ROW_METRICS, Resampled, averaged, holm, mean_dif
 from dynabert.studies.factors import ALL_FACTORS, LEARNING_RATE, RECIPE, parsed, variants_of
 from dynabert.studies.study import Study, studies_of
 from dynabert.studies.trials import Trial
-from dynabert.studies.tuning import N_RESAMPLES, check_settings, counted, covering, n_trainings, tuned
+from dynabert.studies.tuning import N_RESAMPLES, check_settings, counted, covering, n_trainings, rate_text, tuned
 from dynabert.sweep import plain_text
 
 BASE = "base"
@@ -88,8 +88,9 @@ class Ablation:
         from rich import box
         from rich.table import Table
 
-        base, edge = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items()), "*" * self.base_at_edge
-        title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {_rate(self.base_lr)}{edge})"
+        base = ", ".join(f"{where} {value:.2f}" for where, value in self.base.items())
+        rate = rate_text(self.base_lr, at_edge=self.base_at_edge)
+        title = f"{self.task}: {self.metric} x 100; base: {self.recipe} recipe, {base} (lr {rate})"
         caption = f"{counted(self.seeds)}, {self.training_flops / 1e12:.3g} TFLOPs of training each; "
         caption += f"95 %: {covering(self.seeds)}"
         if self.base_at_edge or any(row.at_edge for row in self.effects):
@@ -101,13 +102,9 @@ class Ablation:
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.effects:
             numbers = (f"{row.metric:.2f}", f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}")
-            rate = _rate(row.lr) + ("*" if row.at_edge else "")
+            rate = rate_text(row.lr, at_edge=row.at_edge)
             table.add_row(row.factor, row.variant, row.against, row.where, *numbers, f"{row.p_holm:.3f}", rate)
         return plain_text(table)
-
-
-def _rate(lr: float | None) -> str:
-    return "by task" if lr is None else f"{lr:g}"
 
 
 Key = tuple[str, str]

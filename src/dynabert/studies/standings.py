@@ -8,7 +8,7 @@ import numpy as np
 
 from dynabert.baselines import METHODS, ramped
 from dynabert.statistics import Difference, Resampled, averaged, holm, mean_difference, p_value
-from dynabert.studies.tuning import counted, covering
+from dynabert.studies.tuning import counted, covering, rate_text
 from dynabert.sweep import Sweep, plain_text
 
 OURS, CASCADE = "dynabert", "dynabert-cascade"
@@ -126,7 +126,9 @@ class Comparison:
         for name in ("metric", "FLOPs", "ours - its, 95 %", "p", "x1", "x32", "lr", "steps"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.standings:
-            table.add_row(f"{row.share:.0%}", row.method, *_cells(row), _rate(row), str(row.n_steps))
+            table.add_row(
+                f"{row.share:.0%}", row.method, *_cells(row), rate_text(row.lr, at_edge=row.at_edge), str(row.n_steps)
+            )
         return plain_text(table)
 
     def _caption(self) -> str:
@@ -168,10 +170,6 @@ def _cells(row: Standing) -> tuple[str, ...]:
     better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
     p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
     return (_brief(row.point), f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *(f"{t:.0%}" for t in row.time))
-
-
-def _rate(row: Standing) -> str:
-    return ("several" if row.lr is None else f"{row.lr:.3g}") + ("*" if row.at_edge else "")
 
 
 def _brief(point: str) -> str:

@@ -78,6 +78,15 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:.3g}")
 
 
+def rate_text(lr: float | None, *, at_edge: bool) -> str:
+    """A learning rate as tables have it.
+
+    :param lr: None where tasks or seeds differ in it.
+    :param at_edge: a star says that it is the lowest or the highest that was tried.
+    """
+    return ("several" if lr is None else f"{lr:.3g}") + ("*" if at_edge else "")
+
+
 def counted(seeds: Sequence[int]) -> str:
     """How many there are, in words."""
     return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
