@@ -189,7 +189,7 @@ def test_an_export_predicts(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (("measure", "RUN", "--engine", "openvino", "--no-latency"), "openvino fp32 is measured with its latency"),
         (("measure", "RUN", "--engine", "openvino", "--device", "cuda"), "leave --no-latency and --device out"),
         (("measure", "RUN", "--batch", "1,two"), "--batch '1,two' is not a list of numbers"),
-        (("measure", "RUN", "--no-latency", "--batch", "8", "--threads", "2"), "--batch and --threads: of times"),
+        (("measure", "RUN", "--no-latency", "--batch", "8", "--repeats", "2"), "--batch and --repeats: of times"),
         (("pick", "RUN", "--engine", "tensorrt"), "unknown engine 'tensorrt'"),
         (("pick", "RUN", "--dtype", "int8"), "unknown dtype of torch 'int8'"),
         (("measure", "RUN", "--seq", "1.5"), "--seq '1.5' is not a list of whole numbers"),

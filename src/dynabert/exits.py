@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import lgamma
+from math import ceil, lgamma, log
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -255,9 +255,9 @@ def candidates(all_logits: np.ndarray, rule: Rule) -> np.ndarray:
     return np.concatenate([[NEVER], between, [1.0 + np.log(all_logits.shape[-1])]])
 
 
-def most_that_show(n_rows: int, *, confidence: float = CONFIDENCE) -> float:
-    """The highest agreement that so many rows show, where all of them agree: see `rows_that_show`."""
-    return float((1 - confidence) ** (1 / n_rows))
+def fewest_that_show(agreement: float, *, confidence: float = CONFIDENCE) -> int:
+    """How many rows, all of which agree, show an agreement below 1: see `rows_that_show`."""
+    return 0 if agreement <= 0 else ceil(log(1 - confidence) / log(agreement))
 
 
 def rows_that_show(agreement: float, n_rows: int, *, confidence: float = CONFIDENCE) -> int | None:

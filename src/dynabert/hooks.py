@@ -59,7 +59,11 @@ class Hooks:
     """What the caller of the loop may hang on it; every method does nothing by default, and is called on every rank."""
 
     def intended(self, n_trainings: int, budget: float) -> None:
-        """Before the first training of a study: how many there are at most, and the share of the run's each costs."""
+        """Before the first training of a study.
+
+        :param n_trainings: how many there are at most, teachers not counted.
+        :param budget: training FLOPs of each, as a share of those of the run's recipe.
+        """
 
     def planned(self, stages: Sequence[PlannedStage]) -> None:
         """Before the first stage: all that the run has, those included that an earlier process has done."""

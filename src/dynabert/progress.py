@@ -97,7 +97,8 @@ class Bars(Hooks):
     def intended(self, n_trainings: int, budget: float) -> None:
         """Say what a study costs."""
         one = "1 training" if n_trainings == 1 else f"{n_trainings} trainings"
-        line = f"at most {one} at {budget:.4g} x the run's own FLOPs each; those that are kept cost nothing"
+        line = f"at most {one}, each {budget:.4g} x as long as the run's own, and teachers of further seeds; "
+        line += "what is kept from an earlier call costs nothing"
         self.progress.console.print(line, soft_wrap=True)
 
     def planned(self, stages: Sequence[PlannedStage]) -> None:

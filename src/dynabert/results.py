@@ -392,7 +392,7 @@ def model_folder(folder: Path) -> Path:
     :raises ModelFileError: it is not there, or damaged.
     """
     if not complete(folder):
-        raise ModelFileError(f"{folder} is missing; bring it back, or train again into an empty folder")
+        raise ModelFileError(f"{folder} is missing; bring it back from a copy, or make what it belongs to once more")
     return folder
 
 

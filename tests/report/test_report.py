@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_studies import EFFECTS, SIZES, beside, made_sweep, write_ablation, write_comparison, write_deployed
 
-from dynabert.errors import SettingError
+from dynabert.errors import DataError, SettingError
 from dynabert.files import write_json
 from dynabert.report import REPORT_FILE, report_run
 from dynabert.report.figure import COLOURS, SHAPES
@@ -88,6 +88,15 @@ def test_captions_say_what_was_spent_on_training(begun):
     assert "Ramps (deebert) learn at 10 times the rate shown." in captions["gaps"]
     assert "over rows of one training, another seed may differ by more" in captions["ablations"]
     assert "1 TFLOPs of training each, seed 42." in captions["ablations"] and "Holm" in captions["ablations"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [((), "no texts to study"), (("",), "no texts to study"), (("a\tb\tc",), "tab")]
+)
+def test_texts_that_cannot_be_used_are_refused(begun, texts, message):
+    with pytest.raises(DataError, match=message):
+        report_run(begun, texts=texts)
+    assert not (begun / "report.html").exists()
 
 
 def test_a_run_that_was_measured_at_more_sizes_is_still_what_took_part(begun):

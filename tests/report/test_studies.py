@@ -36,8 +36,9 @@ def point(subnet, asked, flops, **changed):
 
 
 HALF = point("w0.5-d1", None, 0.5)
-EXITS = SizeExit("small", "accuracy", 90.0, 24, (HALF, point("w0.5-d1", 0.95, 0.375)), (("w0.5-d1", 0.99),))
-CASCADES = replace(EXITS, points=(HALF, point("w0.5-d1+w1-d1", 0.95, 0.625)), unreached=())
+CASCADES = SizeExit("small", "accuracy", 90.0, 24, (HALF, point("w0.5-d1+w1-d1", 0.95, 0.625)), ())
+POINTS = (HALF, point("w0.5-d1", 0.95, 0.375))
+EXITS = replace(CASCADES, points=POINTS, unreached=(("w0.5-d1", 0.99),), ramps="deebert")
 
 
 REMOVED = Estimate(0.6, 0.5, 0.7)
@@ -45,7 +46,8 @@ REMOVED = Estimate(0.6, 0.5, 0.7)
 
 def coverage_of(subnet, n_layers, n_heads, removed=REMOVED):
     score = Score(Estimate(0.5, 0.4, 0.6), Estimate(0.8, 0.75, 0.85), removed)
-    matching = Matching((0.9, 0.8), ((0, 0), (1, 2)), (1, 0))
+    best = tuple(0.9 - place / 20 for place in range(8))
+    matching = Matching(best, tuple((place % 2, 3 - place % 4) for place in range(8)), (1, 0))
     return SubnetCoverage(subnet, n_layers, n_heads, dict.fromkeys((*SOURCES, *DIFFERENCES), score), matching)
 
 
@@ -115,8 +117,7 @@ def test_the_files_of_a_real_run_are_read_whole(finished):
 
 
 def test_files_of_before_the_largest_size_was_named_are_of_the_full_network(run):
-    saved = dict(SOUND[EXITS_FILE])
-    del saved["largest"]
+    saved = {name: value for name, value in SOUND[EXITS_FILE].items() if name not in ("largest", "ramps", "files")}
     write_json(run / EXITS_FILE, saved)
     assert collect(run).studies.exits == EXITS
 
@@ -169,7 +170,7 @@ def changed(file, *path, value):
         (EXITS_FILE, changed(EXITS_FILE, "points", 1, "flops", value=None)),
         (EXITS_FILE, changed(EXITS_FILE, "points", 1, "time", value=[0.5])),
         (EXITS_FILE, changed(EXITS_FILE, "unreached", 0, value=["w1-d1"])),
-        (COVERAGE_FILE, changed(COVERAGE_FILE, "format_version", value=1)),
+        (COVERAGE_FILE, changed(COVERAGE_FILE, "format_version", value=3)),
         (COVERAGE_FILE, changed(COVERAGE_FILE, "n_texts", value=True)),
         (COVERAGE_FILE, changed(COVERAGE_FILE, "rows", 0, "scores", "random", value=None)),
         (COVERAGE_FILE, changed(COVERAGE_FILE, "rows", 0, "scores", "cut", "covered", value=[0.5, 0.4])),
@@ -203,9 +204,10 @@ def captions_of(run):
 
 def test_each_has_its_figure_on_the_page(run):
     captions = captions_of(run)
-    assert list(captions) == ["front", "exits", "grid", "search", "coverage"]
+    assert list(captions) == ["front", "exits", "grid", "search", "coverage", "patterns"]
     assert "calibrated on 24 select rows" in captions["exits"] and "the full network (dashed)" in captions["exits"]
-    assert "Not shown by those rows: 99% by w0.5-d1." in captions["exits"]
+    assert "Not shown by those rows: 99% by w0.5-d1 (299 rows could)." in captions["exits"]
+    assert "Exits are deebert ramps." in captions["exits"], "as they all were before their kind was kept"
     assert "8 attention patterns of the teacher on 12 texts" in captions["coverage"]
 
 
@@ -268,10 +270,11 @@ def test_coverage_is_drawn_by_the_figure_of_the_study():
 
 def test_every_pattern_has_its_closest_head_and_every_size_what_its_heads_cover():
     figure = pattern_figure(COVERAGE)
-    whole, small, *_ = rows_of(figure.data["patterns"])[1::2]
-    assert (whole["measure"], whole["layer"], whole["head"]) == ("w1-d1", 0, 1)
-    assert (small["measure"], small["share"], small["text"]) == ("w0.5-d0.5", 0.8, "80")
-    assert small["nearest"] == "layer 1, head 2"
+    rows = rows_of(figure.data["patterns"])
+    assert [(row["layer"], row["head"]) for row in rows[:8]] == [(layer, head) for layer in (0, 1) for head in range(4)]
+    small = rows[8 + 6]
+    assert (small["measure"], small["layer"], small["head"]) == ("w0.5-d0.5", 1, 2)
+    assert (small["share"], small["text"], small["nearest"]) == (0.6, "60", "layer 0, head 1")
     assert [option.text for option in figure.controls[0].options] == ["w1-d1", "w0.5-d0.5"]
     (covers,) = figure.tables
     assert covers.rows[1] == ("w0.5-d0.5", "0.50", "1", "1", "1", "0"), (
@@ -279,6 +282,14 @@ def test_every_pattern_has_its_closest_head_and_every_size_what_its_heads_cover(
     )
     assert told(figure) == {"layer", "head", "similarity", "closest remaining head"}
     assert pattern_figure(replace(COVERAGE, rows=())) is None
+
+
+def test_a_study_of_before_heads_were_counted_has_its_coverage_and_no_patterns(run):
+    saved = {name: value for name, value in COVERAGE.to_dict().items() if name != "n_heads"}
+    write_json(run / COVERAGE_FILE, {**saved, "format_version": 1})
+    found = collect(run).studies.coverage
+    assert found == replace(COVERAGE, n_heads=0)
+    assert coverage_figure(found) is not None and pattern_figure(found) is None
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])

@@ -14,8 +14,8 @@ from dynabert.cascade import Cascade
 from dynabert.errors import ModelFileError, SettingError
 from dynabert.exits import fastest_agreeing
 from dynabert.hooks import Hooks, StepReport
-from dynabert.measure import predict
-from dynabert.results import load_result, load_sweep, load_teacher
+from dynabert.measure import labels_of, predict
+from dynabert.results import load_result, load_sweep, load_teacher, rows_of
 from dynabert.run import train
 from dynabert.studies.size_exit import cascades_of_run, exits_of_run, load_exits
 from dynabert.studies.study import Study
@@ -62,7 +62,9 @@ def test_sizes_get_exits_that_agree_with_the_full_network(run: Path) -> None:
     assert {share for _, share in result.unreached} >= {1.0}, "no sample shows that all rows agree"
     assert json.loads((run / "studies" / "exits.json").read_text())["points"][0]["subnet"] == "w1-d1"
     assert result.n_select == len(predict(elastic.at(Subnet()), study.rows(42).select))
-    assert f"(so many show {0.05 ** (1 / result.n_select):.1%} at most)" in result.table()
+    assert "rows could)" not in result.table(), "no number of rows shows that all agree"
+    assert "(299 rows could)" in replace(result, unreached=(("w1-d1", 1.0), ("w1-d1", 0.99))).table()
+    assert "rows could)" not in replace(result, unreached=(("w1-d1", 0.5),)).table(), "these rows could, and do not"
     assert "no exit" in result.table() and f"calibrated on {result.n_select} select rows" in result.table()
 
 
@@ -88,24 +90,43 @@ def test_ramps_are_those_of_the_method_asked_for(run: Path, kind: str, rule: str
     assert result.ramps == kind and f"early exit at {kind} ramps" in result.table()
 
 
-def test_kept_ramps_are_loaded_and_answer_as_the_study_says(run: Path) -> None:
-    result = exits_of_run(run, subnets=[Subnet()], agreements=(0.5,), budget=0.2)
-    (point,) = (point for point in result.points if point.asked is not None)
-    exits, rows = load_exits(run, "w1-d1"), Study(run).rows(42).validation
-    answers = exits.predict(rows, point.threshold)
-    assert point.metric == pytest.approx(100 * np.mean(answers.logits.argmax(1) == Study(run).labels))
-    assert point.n_layers == pytest.approx(answers.n_layers.mean())
-    with pytest.raises(ModelFileError, match=r"no fastbert ramps of w0.25-d1.*dynabert exits .* --subnets w0.25-d1"):
+@pytest.mark.parametrize("kind", ["fastbert", "deebert"])
+def test_the_ramps_of_the_last_study_are_loaded_and_answer_as_it_says(run: Path, kind: str) -> None:
+    """Those of another rate that were trained since are left alone."""
+    settings = {"subnets": [Subnet()], "agreements": (0.5,), "budget": 0.2, "ramps": kind}
+    exits_of_run(run, **settings, lr=1e-3)
+    exits_of_run(run, **settings, lr=3e-3)
+    exits_of_run(run, **settings, lr=1e-3)
+    (point,) = (one for one in json.loads((run / "studies" / "exits.json").read_text())["points"] if one["asked"])
+    exits, rows = load_exits(run, "w1-d1"), rows_of(run).validation
+    answers = exits.predict(rows, point["threshold"])
+    assert point["metric"] == pytest.approx(100 * np.mean(answers.logits.argmax(1) == labels_of(rows)))
+    assert point["n_layers"] == pytest.approx(answers.n_layers.mean())
+    with pytest.raises(ModelFileError, match=r"has exits of w1-d1; for w0.25-d1 run `dynabert exits .* --subnets w0.2"):
         load_exits(run, Subnet(0.25, 1.0))
 
 
-def test_ramps_of_other_weights_are_not_loaded(run: Path, tmp_path: Path) -> None:
+def test_ramps_of_other_weights_or_damaged_ones_are_not_loaded(run: Path, tmp_path: Path) -> None:
     exits_of_run(run, subnets=[Subnet()], agreements=(0.5,), budget=0.2)
-    other = shutil.copytree(run, tmp_path / "other")
+    other, damaged = (shutil.copytree(run, tmp_path / name) for name in ("other", "damaged"))
     manifest = other / "elastic" / "MANIFEST.json"
     manifest.write_text(manifest.read_text() + "\n")
-    with pytest.raises(ModelFileError, match="as it is now"):
+    with pytest.raises(ModelFileError, match="are of other weights than it has now; run `dynabert exits"):
         load_exits(other, Subnet())
+    for path in (damaged / "studies" / "ramps").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelFileError, match="holds no sound ramps"):
+        load_exits(damaged, Subnet())
+    shutil.rmtree(damaged / "studies")
+    with pytest.raises(ModelFileError, match="has no exits yet"):
+        load_exits(damaged, Subnet())
+
+
+def test_sizes_that_can_have_no_ramps_are_refused_before_any_is_trained(run: Path) -> None:
+    count = Count()
+    with pytest.raises(SettingError, match="has one layer here"):
+        exits_of_run(run, subnets=[Subnet(), Subnet(0.5, 0.25)], lr=7e-4, hooks=count)
+    assert count.steps == 0
 
 
 def test_a_run_without_its_teacher_is_not_looked_for_on_the_hub(run: Path, tmp_path: Path, monkeypatch) -> None:
@@ -113,7 +134,13 @@ def test_a_run_without_its_teacher_is_not_looked_for_on_the_hub(run: Path, tmp_p
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(shutil.copytree(run, Path("mine")) / "teacher")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
-    for ask in (lambda: Study(Path("mine")).network(42), lambda: load_teacher("mine", load_result("mine"))):
+    study, another = Study(Path("mine")), replace(Study(Path("mine")).plan, order="random")
+    asks = (
+        lambda: study.network(42),
+        lambda: study.trained("another", another, seed=42),
+        lambda: load_teacher("mine", load_result("mine")),
+    )
+    for ask in asks:
         with pytest.raises(ModelFileError, match="mine/teacher is missing; bring it back"):
             ask()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dynabert.errors import NonFiniteError
-from dynabert.studies.tuning import tuned
+from dynabert.studies.tuning import n_trainings, tuned
 
 SCORES = {3e-5: 0.6, 1e-4: 0.7, 3e-4: 0.8, 9e-4: 0.75}
 
@@ -21,6 +21,13 @@ def choice(rates: tuple[float, ...], *, fails: tuple[float, ...] = ()) -> tuple[
     found = tuned(train, rates, (1, 2), score=SCORES.__getitem__)  # type: ignore[arg-type]
     assert found.trials == [found.lr, found.lr]
     return found.lr, found.at_edge, trained
+
+
+@pytest.mark.parametrize("rates", [(1e-4,), (3e-5, 1e-4), (1e-4, 3e-4), (3e-5, 1e-4, 3e-4)])
+def test_no_more_trainings_are_done_than_were_told(rates: tuple[float, ...]) -> None:
+    done = len(set(choice(rates)[2]))
+    assert done <= n_trainings(rates, (1, 2)) <= done + 1, "one beyond an end may not be needed"
+    assert n_trainings(rates, (1, 2), choosers=2) == n_trainings(rates, (1, 2)) + 2 * (len(rates) > 1)
 
 
 def test_one_more_rate_is_tried_beyond_an_end_that_is_best() -> None:

@@ -52,7 +52,12 @@ def measure(
     ] = None,
     dtype: Dtype = "fp32",
     engine: Engine = "torch",
-    repeats: Annotated[int, typer.Option(help="Timed calls of each size, interleaved; the median counts.")] = 20,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            help="Timed calls of each size, interleaved; the median counts. 20 by default.", show_default=False
+        ),
+    ] = None,
     threads: Threads = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     predict: Annotated[
@@ -89,10 +94,10 @@ def measure(
         raise SettingError(
             f"{engine} {dtype} is measured with its latency and on the CPU; leave --no-latency and --device out"
         )
-    if not latency and (of_times := _of_times(batch=batch, seq=seq, threads=threads)):
+    if not latency and (of_times := _of_times(batch=batch, seq=seq, repeats=repeats, threads=threads)):
         raise SettingError(f"{of_times}: of times, which --no-latency leaves out; give one or the other")
     shapes = counts_of("batch", batch or "1"), counts_of("seq", seq or "128")
-    settings = LatencySettings(*shapes, repeats, dtype, engine, threads) if latency else None
+    settings = LatencySettings(*shapes, 20 if repeats is None else repeats, dtype, engine, threads) if latency else None
     with progress_bars() as bars:
         sweep = measure_run(run, subnets=chosen, latency=settings, progress=bars.measuring, device=device)
     print_sweep(sweep, as_json=as_json)
@@ -455,7 +460,7 @@ def report(
     from dynabert.progress import progress_bars
     from dynabert.report import report_run
 
-    texts = () if text is None else tuple(lines_of(text))
+    texts = None if text is None else tuple(lines_of(text))
     with progress_bars() as bars:
         made = report_run(run, out, images=images, texts=texts, progress=bars.measuring, device=device)
     if as_json:

@@ -88,7 +88,7 @@ def ablate(
         str | None,
         typer.Option(
             help="Comma-separated: rewiring, distillation, assistant, teacher-width, schedule, finetune, depth-rule, "
-            "recipe, learning-rate; all by default. One variant alone: rewiring=random.",
+            "recipe, learning-rate; all by default. One variant of a factor: rewiring=random.",
             show_default=False,
         ),
     ] = None,

@@ -11,6 +11,7 @@ from dynabert.files import atomic_write_bytes, atomic_write_text, storage_errors
 from dynabert.job import pick_device
 from dynabert.measure import Progress
 from dynabert.report.data import collect
+from dynabert.studies.attention import rows_of_texts
 
 REPORT_FILE = "report.html"
 
@@ -40,7 +41,7 @@ def report_run(
     page: str | Path | None = None,
     *,
     images: str | Path | None = None,
-    texts: Sequence[str] = (),
+    texts: Sequence[str] | None = None,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Report:
@@ -56,13 +57,16 @@ def report_run(
         a tab. Their maps are not kept.
     :param progress: told how far the predictions are.
     :param device: where to compute; by default the GPU if there is one.
-    :raises SettingError: a package is missing.
+    :raises SettingError: a package is missing, or an unknown device.
+    :raises DataError: texts that cannot be used.
     :raises ModelFileError: not a run folder.
     :raises StorageError: something cannot be written.
     """
     _check_installed()
     if device is not None:
         pick_device(device)
+    if texts is not None:
+        rows_of_texts(texts)  # a text that cannot be used is said before anything is computed
     from dynabert.report.figure import image
     from dynabert.report.figures import figures_of
     from dynabert.report.page import page_of

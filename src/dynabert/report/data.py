@@ -76,7 +76,7 @@ class Contents:
 
 
 def collect(
-    out: str | Path, *, texts: Sequence[str] = (), progress: Progress | None = None, device: str | None = None
+    out: str | Path, *, texts: Sequence[str] | None = None, progress: Progress | None = None, device: str | None = None
 ) -> Contents:
     """Read a run folder; compute and keep there what takes its model.
 
@@ -101,7 +101,7 @@ def collect(
             return None
 
     own = part("sizes", lambda: load_sweep(out))
-    network = None if own is None else Network(out, own, texts=texts, progress=progress, device=device)
+    network = None if own is None else Network(out, own, texts=texts or (), progress=progress, device=device)
     studies = _studies(out, own, part)
     readers = {} if own is None else deployed_readers(out, own)
     deployed = {name: part(f"sizes by {name}", read) for name, read in readers.items()}

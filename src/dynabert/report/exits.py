@@ -95,7 +95,8 @@ def _ramps_of(exits: SizeExit | None) -> str:
 
 def _unreached(studies: list[SizeExit]) -> str:
     missed = ", ".join(f"{100 * share:.4g}% by {name}" for study in studies for name, share in study.unreached)
-    return f" Not shown by those rows: {missed}." if missed else ""
+    few = "".join(dict.fromkeys(study.too_few for study in studies))
+    return f" Not shown by those rows: {missed}{few}." if missed else ""
 
 
 def _chart(kinds: list[str], metric: str, whole: str) -> alt.LayerChart | alt.FacetChart:

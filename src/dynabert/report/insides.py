@@ -270,13 +270,14 @@ def _with_ends(row: dict[str, Any]) -> str:
 
 
 def pattern_figure(study: AttentionStudy) -> Figure | None:
-    """Each pattern of the teacher with the remaining head that is closest to it; None where the study has no size.
+    """Each pattern of the teacher with the remaining head that is closest to it.
 
+    None where the study has no size, or is of before it kept how many heads a layer has.
     A size at a time, and of each how many patterns one head covers.
     """
-    data = tables.patterns(study)
-    if not data:
+    if not study.rows or not study.n_heads:
         return None
+    data = tables.patterns(study)
     sizes = tuple(Option(row.subnet, {"measure": row.subnet}) for row in study.rows)
     chart = (
         heat_map(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dynabert.baselines import deebert
 from dynabert.report.reading import Entry
 from dynabert.results import SWEEP_FILE
 from dynabert.search import store
@@ -285,6 +286,7 @@ def read_exits(out: Path, own: Sweep, file: str) -> SizeExit:
     saved = Entry.of(out / file, f"run `dynabert exits {out}{how}` again")
     missed = saved.listed("unreached")
     pairs = [missed.listed(place, 2) for place in missed.values]
+    files = saved.table("files") if saved.values.get("files") else None
     return SizeExit(
         **_task_of(saved, own),
         full=saved.get("full", float),
@@ -292,7 +294,8 @@ def read_exits(out: Path, own: Sweep, file: str) -> SizeExit:
         points=tuple(map(_exit_point, saved.rows("points"))),
         unreached=tuple((pair.get("0", str), pair.get("1", float)) for pair in pairs),
         largest=saved.get("largest", str, Subnet().name),
-        ramps=saved.get("ramps", str, ""),
+        ramps=saved.get("ramps", str, deebert.NAME if file == EXITS_FILE else ""),  # there were no others
+        files={name: files.get(name, str) for name in files.values} if files else {},
     )
 
 
@@ -317,11 +320,12 @@ def read_coverage(out: Path) -> AttentionStudy:
     :raises ModelFileError: a damaged file, or one of another version.
     """
     saved = Entry.of(out / COVERAGE_FILE, f"run `dynabert attention {out}` again")
-    _check_version(saved, patterns.FORMAT_VERSION)
+    if saved.get("format_version", int) != 1:
+        _check_version(saved, patterns.FORMAT_VERSION)
     return AttentionStudy(
         tuple(map(_coverage, saved.rows("rows"))),
         n_patterns=saved.get("n_patterns", int),
-        n_heads=saved.get("n_heads", int),
+        n_heads=saved.get("n_heads", int, 0),  # the first version has none
         n_texts=saved.get("n_texts", int),
         threshold=saved.get("threshold", float),
         pair_similarity=saved.get("pair_similarity", float),

@@ -153,6 +153,12 @@ class _TaskStudy:
         self.lrs: dict[Key, float] = {}
         self.at_edge: dict[Key, bool] = {}
 
+    @property
+    def n_trainings(self) -> int:
+        """At most."""
+        by_rate = len(self.rates) * (len(self.seeds) - 1) if LEARNING_RATE in self.factors else 0
+        return len(self.plans) * n_trainings(self.rates, self.seeds) + by_rate
+
     def train(self) -> None:
         """Tune every variant with the first seed, then train it with all."""
         for key in self.plans:
@@ -267,8 +273,9 @@ def ablate(
     check_settings(runs, n_seeds=n_seeds, budget=budget, lrs=lrs)
     made = studies_of(runs, budget=budget, limit=limit, recipe=recipe, device=device, hooks=hooks)
     studies = [_TaskStudy(study, factors, rates=lrs, n_seeds=n_seeds) for study in made]
-    trainings = sum(len(study.plans) * n_trainings(study.rates, study.seeds) for study in studies)
-    (hooks or Hooks()).intended(trainings, budget)
+    for study in studies:
+        study.study.at_budget(study.study.recipe)  # which refuses a budget that pays nothing
+    (hooks or Hooks()).intended(sum(study.n_trainings for study in studies), budget)
     compared, summaries = [], []
     for draw, study in enumerate(studies):
         study.train()

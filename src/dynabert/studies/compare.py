@@ -7,6 +7,7 @@ tried beyond it. Methods that fine-tune the encoder themselves may spend the tea
 from all rows of the run, as the teacher did, where a study is limited to fewer.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -65,9 +66,9 @@ class _TaskComparison:
 
     @property
     def n_trainings(self) -> int:
-        """At most; methods that come of the same one are one."""
-        families = {OURS if method in OWN else min((method, *relatives(method))) for method in self.methods}
-        return len(families) * n_trainings(self.rates, self.seeds)
+        """At most; methods that come of the same trainings share them, and each chooses a rate for itself."""
+        families = Counter(OURS if method in OWN else min((method, *relatives(method))) for method in self.methods)
+        return sum(n_trainings(self.rates, self.seeds, choosers=members) for members in families.values())
 
     def train(self) -> None:
         """Tune every method with the first seed, then train it with all."""
@@ -248,6 +249,8 @@ def compare(
     left_out = _left_out(methods, studies)
     methods = [method for method in methods if method not in left_out]
     tasks = [_TaskComparison(study, methods, ours=ours, rates=lrs, n_seeds=n_seeds) for study in studies]
+    for task in tasks:
+        task.study.at_budget(task.study.recipe)  # which refuses a budget that pays nothing
     (hooks or Hooks()).intended(sum(task.n_trainings for task in tasks), budget)
     stood, summaries = [], []
     for draw, task in enumerate(tasks):

@@ -106,7 +106,7 @@ class AttentionStudy:
 
     :param rows: one for each Subnet.
     :param n_patterns: heads of the full network, all layers together.
-    :param n_heads: heads of each of its layers.
+    :param n_heads: heads of each of its layers; 0 where an old file does not say.
     :param n_texts: texts that it was measured on.
     :param threshold: see `Score.covered`.
     :param pair_similarity: of two different heads of the full network, mean over all pairs.

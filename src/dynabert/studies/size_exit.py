@@ -12,7 +12,7 @@ Where the grid leaves the full network out, the largest size that was trained st
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ from dynabert.batches import Batch
 from dynabert.cascade import Cascade
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, SettingError, one_of
-from dynabert.exits import CONFIDENCE, NEVER, EarlyExit, fastest_agreeing, most_that_show, n_classes
-from dynabert.files import atomic_write_bytes, sha256_of, storage_errors
+from dynabert.exits import CONFIDENCE, NEVER, EarlyExit, fastest_agreeing, fewest_that_show, n_classes
+from dynabert.files import atomic_write_bytes, read_json, storage_errors
 from dynabert.folders import file_name_of
 from dynabert.hooks import Hooks
 from dynabert.measure import labels_of, predict
 from dynabert.results import load_result
 from dynabert.statistics import ROW_METRICS
-from dynabert.studies.study import STUDIES, Study
+from dynabert.studies.study import STUDIES, Study, weights_of
 from dynabert.studies.trials import relative_times
 from dynabert.studies.tuning import check_settings
 from dynabert.subnet import Subnet, SubnetGrid, encoder_flops
@@ -103,6 +103,7 @@ class SizeExit:
     :param n_select: `select` rows, on which thresholds were calibrated.
     :param largest: name of the full network, or of the largest size where the grid leaves that out.
     :param ramps: what the sizes exit at, a name in `RAMPS`; empty for cascades.
+    :param files: the ramps of each size, in ``studies/ramps``, by the name of the size.
     :param unreached: size and agreement that those rows show at no threshold at which any row leaves early.
     """
 
@@ -114,6 +115,13 @@ class SizeExit:
     unreached: tuple[tuple[str, float], ...]
     largest: str = Subnet().name
     ramps: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def too_few(self) -> str:
+        """How many rows would show the highest agreement that was asked for; empty where these could, or do."""
+        wanted = max((share for _, share in self.unreached if share < 1), default=0.0)
+        return f" ({needed:,} rows could)" if (needed := fewest_that_show(wanted)) > self.n_select else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -129,8 +137,7 @@ class SizeExit:
         title = f"{self.task}: {self.metric} x 100 with {ramps}, calibrated thresholds; {full} {self.full:.2f}"
         caption = f"agreements asked for: calibrated on {self.n_select} select rows, with {CONFIDENCE:.0%} confidence"
         if missed := ", ".join(f"{name} {share:.4g}" for name, share in self.unreached):
-            most = most_that_show(self.n_select)
-            caption += f"; which these rows do not show for {missed} (so many show {most:.1%} at most)"
+            caption += f"; which these rows do not show for {missed}{self.too_few}"
         if any(point.flops > 1 for point in self.points):
             caption += "; above 100 % of the FLOPs the full network alone is cheaper"
         table = Table(title=title, caption=caption, box=box.SIMPLE)
@@ -182,7 +189,11 @@ def exits_of_run(
     made = _Exits(study, ramps, lr=RAMP_LR * study.recipe.lr if lr is None else lr)
     grid = study.elastic.grid
     sizes = subnets or tuple(SubnetGrid(grid.widths, grid.depths[:1]))
-    return _calibrated_to(agreements, study, sizes, made.on, RESULT, ramps=ramps)
+    for size in sizes:
+        RAMPS[ramps].new(study.elastic, subnet=size, seed=0)  # what can have none is said before anything is trained
+    study.hooks.intended(len(sizes), budget)
+    files = {size.name: made.path(size).name for size in sizes}
+    return _calibrated_to(agreements, study, sizes, made.on, RESULT, ramps=ramps, files=files)
 
 
 def cascades_of_run(
@@ -227,6 +238,7 @@ def _calibrated_to(
     result_file: str,
     *,
     ramps: str = "",
+    files: Mapping[str, str] | None = None,
 ) -> SizeExit:
     """Sizes with exits, calibrated, measured and written down."""
     elastic = study.elastic
@@ -255,6 +267,7 @@ def _calibrated_to(
         unreached=tuple(unreached),
         largest=elastic.grid.largest.name,
         ramps=ramps,
+        files=files or {},
     )
     study.write(result_file, result.to_dict())
     return result
@@ -341,12 +354,15 @@ class _Exits:
 
     def on(self, elastic: ElasticModel, subnet: Subnet) -> ExitMethod:
         """A size with ramps: those kept, or trained and kept."""
-        study = self.study
-        file = f"{file_name_of(subnet.name)}-{self.ramps}-{self._digest(subnet)}.safetensors"
-        path = study.folder / RAMPS_FOLDER / file
+        path = self.path(subnet)
         if not path.exists():
-            _save(self._trained(elastic, subnet), path, weights=_weights(study.run))
+            _save(self._trained(elastic, subnet), path)
         return _read(path, elastic, subnet, self.ramps)
+
+    def path(self, subnet: Subnet) -> Path:
+        """The file of the ramps of a size."""
+        file = f"{file_name_of(subnet.name)}-{self.ramps}-{self._digest(subnet)}.safetensors"
+        return self.study.folder / RAMPS_FOLDER / file
 
     def _trained(self, elastic: ElasticModel, subnet: Subnet) -> ExitMethod:
         study = self.study
@@ -363,15 +379,10 @@ class _Exits:
     def _digest(self, subnet: Subnet) -> str:
         """Of all that the ramps depend on: the weights beneath, the rows, and how they are trained."""
         study = self.study
-        weights = _weights(study.run)
+        weights = weights_of(study.run)
         plan = (asdict(study.plan.training), asdict(study.plan.batching))
         settings = [FORMAT_VERSION, subnet.name, self.lr, study.budget_flops, weights, plan, study.saved.data]
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
-
-
-def _weights(run: Path) -> str:
-    """Of the network beneath the ramps."""
-    return sha256_of(run / "elastic" / "MANIFEST.json")
 
 
 def _read(path: Path, elastic: ElasticModel, subnet: Subnet, ramps: str) -> ExitMethod:
@@ -389,34 +400,33 @@ def _read(path: Path, elastic: ElasticModel, subnet: Subnet, ramps: str) -> Exit
     return RAMPS[ramps].method_of(elastic, modules, subnet=subnet, spent=spent)
 
 
-def load_exits(run: str | Path, subnet: Subnet | str, *, ramps: str = fastbert.NAME) -> EarlyExit:
-    """A size of a finished run with the ramps that `exits_of_run` trained for it last, to be run.
+def load_exits(run: str | Path, subnet: Subnet | str) -> EarlyExit:
+    """A size of a finished run with the ramps of the last `exits_of_run`, to be run.
 
     ``load_exits(run, "w0.5-d1").predict(batches, threshold)`` answers rows at a threshold of ``studies/exits.json``.
 
     :param subnet: the size, or its name.
-    :param ramps: their kind, a name in `RAMPS`.
     :return: on the CPU.
-    :raises SettingError: an unknown kind.
-    :raises ModelFileError: not a finished run, no ramps of that size and of these weights, or damaged ones.
+    :raises ModelFileError: not a finished run, a study without that size, or of weights that the run has no more, or
+        damaged ramps.
     """
-    if ramps not in RAMPS:
-        raise SettingError(one_of("ramps", ramps, RAMPS))
-    run, subnet = Path(run), Subnet.parse(subnet) if isinstance(subnet, str) else subnet
-    elastic, weights = load_result(run), _weights(run)
-    kept = (run / STUDIES / RAMPS_FOLDER).glob(f"{file_name_of(subnet.name)}-{ramps}-*.safetensors")
-    for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-        if about.get("weights") == weights:
-            return _read(path, elastic, subnet, ramps).exits
-    command = f"dynabert exits {run} --subnets {subnet.name} --ramps {ramps}"
-    raise ModelFileError(f"{run} has no {ramps} ramps of {subnet.name} as it is now; run `{command}`")
+    run, name = Path(run), subnet if isinstance(subnet, str) else subnet.name
+    elastic, found = load_result(run), run / STUDIES / RESULT
+    saved = read_json(found) if found.exists() else {}
+    files, known = saved.get("files") or {}, saved.get("made", {}).get("weights")
+    if name not in files:
+        there = f" has exits of {', '.join(files)}" if files else " has no exits yet"
+        raise ModelFileError(f"{run}{there}; for {name} run `dynabert exits {run} --subnets {name}`")
+    if known != weights_of(run):
+        raise ModelFileError(
+            f"the exits of {run} are of other weights than it has now; run `dynabert exits {run}` again"
+        )
+    return _read(run / STUDIES / RAMPS_FOLDER / files[name], elastic, Subnet.parse(name), saved["ramps"]).exits
 
 
-def _save(trained: ExitMethod, path: Path, *, weights: str) -> None:
+def _save(trained: ExitMethod, path: Path) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.ramps.state_dict().items()}
-    about = {"format_version": str(FORMAT_VERSION), "spent": json.dumps(asdict(trained.spent)), "weights": weights}
+    about = {"format_version": str(FORMAT_VERSION), "spent": json.dumps(asdict(trained.spent))}
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, save(tensors, about))

@@ -26,7 +26,7 @@ from dynabert.baselines.method import ElasticMethod, Method, Spent
 from dynabert.data import fingerprint
 from dynabert.elastic import ElasticModel
 from dynabert.errors import ModelFileError, NonFiniteError, SettingError
-from dynabert.files import read_json, storage_errors, write_json
+from dynabert.files import read_json, sha256_of, storage_errors, write_json
 from dynabert.folders import remove_folder
 from dynabert.hooks import Hooks
 from dynabert.job import Prepared, load_for, pick_device
@@ -64,6 +64,11 @@ class Derived:
     settings: object
     make: Callable[[ElasticMethod, Prepared], Method]
     spare: bool = False
+
+
+def weights_of(run: Path) -> str:
+    """A digest of the weights of a finished run: what is made of them is of these alone."""
+    return sha256_of(run / "elastic" / "MANIFEST.json")
 
 
 class Study:
@@ -110,7 +115,10 @@ class Study:
         return tuple(range(self.plan.training.seed, self.plan.training.seed + n))
 
     def teacher(self, seed: int) -> Path:
-        """The folder of the teacher of a seed; trained as the run trained its own, unless that is the run's seed."""
+        """The folder of the teacher of a seed; trained as the run trained its own, unless that is the run's seed.
+
+        :raises ModelFileError: it is missing or damaged.
+        """
         if seed not in self._teachers:
             self._check_encoder()
             self._teachers[seed] = train_teacher(
@@ -121,7 +129,7 @@ class Study:
                 hooks=self.hooks,
                 device=self.device,
             )
-        return self._teachers[seed]
+        return model_folder(self._teachers[seed])
 
     def _plan(self, seed: int) -> Plan:
         """That of the run, with a seed of its own."""
@@ -197,6 +205,7 @@ class Study:
             "limit": self.source.limit,
             "n_train": len(self._roles.train.ids),
             "validation": self.validation,
+            "weights": weights_of(self.run),
             "machine": asdict(machine_of(torch.device(self.device))),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -239,7 +248,7 @@ class Study:
 
     def network(self, seed: int) -> ElasticModel:
         """The teacher of a seed."""
-        return self._elastic(load(model_folder(self.teacher(seed))))
+        return self._elastic(load(self.teacher(seed)))
 
     def start(self, seed: int) -> ElasticModel:
         """What the teacher was fine-tuned from, with a new task head; or the fine-tuned model that was taken for it.

@@ -62,10 +62,13 @@ def tuned(
     return Tuned(best, [train(best, seed) for seed in seeds], _at_edge(best, scores))
 
 
-def n_trainings(rates: Sequence[float], seeds: Sequence[int]) -> int:
-    """How many trainings `tuned` does at most."""
-    n_rates = len(set(rates))
-    return n_rates + (n_rates > 1) + len(seeds) - 1
+def n_trainings(rates: Sequence[float], seeds: Sequence[int], *, choosers: int = 1) -> int:
+    """How many trainings `tuned` does at most.
+
+    :param choosers: how many choose a rate for themselves among the same trainings, with one more beyond either end.
+    """
+    several = len(set(rates)) > 1
+    return len(set(rates)) + several * min(choosers, 2) + (choosers if several else 1) * (len(seeds) - 1)
 
 
 def _at_edge(lr: float, tried: Iterable[float]) -> bool:
