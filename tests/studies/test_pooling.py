@@ -144,6 +144,8 @@ def test_tasks_of_one_name_are_told_apart_by_their_rows(tmp_path: Path) -> None:
     unknown = written(tmp_path / "c", comparison(Difference(4.0, 3.0, 5.0), task="files"))
     with pytest.raises(SettingError, match=r"c/0\.json does not say which rows it is of, .*a/0\.json does"):
         pooled([*left, *unknown])
+    other = written(tmp_path / "d", comparison(Difference(4.0, 3.0, 5.0), task="trec"))
+    assert pooled([*left, *other]).task == "files, trec", "of tasks with two names rows are never the same"
 
 
 @pytest.mark.parametrize(

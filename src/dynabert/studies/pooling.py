@@ -74,6 +74,7 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
     for one in read:
         seeds = by_task.setdefault((one.found.task, one.rows), [])
         _check(one, read[0], seeds)
+        _check_rows(one, next(other for other in read if other.found.task == one.found.task))
         seeds.append(one)
     groups = [sorted(seeds, key=lambda one: one.seed) for seeds in by_task.values()]
     stood = [_stood([one.found for one in seeds], draw=draw) for draw, seeds in enumerate(groups)]
@@ -138,9 +139,6 @@ def _check(one: _Seed, first: _Seed, before: Sequence[_Seed]) -> None:
     for what, value in one.asked.items():
         if value != first.asked[what]:
             raise SettingError(f"{one.file} has {what} {value}, {first.file} {first.asked[what]}; pool what is alike")
-    if (one.rows is None) != (first.rows is None):
-        unknown, known = (one, first) if one.rows is None else (first, one)
-        raise SettingError(f"{unknown.file} does not say which rows it is of, {known.file} does; compare anew")
     for other in before:
         if one.seed == other.seed:
             raise SettingError(
@@ -156,6 +154,13 @@ def _check(one: _Seed, first: _Seed, before: Sequence[_Seed]) -> None:
                     f"{one.file} spent {mine / 1e12:.3g} TFLOPs on {name}, {other.file} {its / 1e12:.3g}; "
                     "pool trainings of one cost"
                 )
+
+
+def _check_rows(one: _Seed, first: _Seed) -> None:
+    """Refuse two of one task of which only one says which rows it is of: they may be others."""
+    if (one.rows is None) != (first.rows is None):
+        unknown, known = (one, first) if one.rows is None else (first, one)
+        raise SettingError(f"{unknown.file} does not say which rows it is of, {known.file} does; compare anew")
 
 
 def _stood(seeds: Sequence[Comparison], *, draw: int) -> list[Stood]:

@@ -62,14 +62,14 @@ class Comparison:
     :param seeds: of the first run; each has its own and the ones after it.
     :param training_flops: of every method, beyond the teacher.
     :param sweeps: of every method with the first seed, by name.
-    :param times: of all points of those, by method: of an input of the validation rows, as a share of the full
-        network's, one by one and in batches of 32.
     :param teacher_flops: what training the teacher took, which methods that do without it may spend as well.
     :param recipe: by which DynaBERT was trained.
     :param ours: what the others are compared with: a name in `OWN`.
     :param left_out: methods that cannot do one of the tasks, and why.
     :param rates: learning rates that every method chose from, the one beyond an end not counted.
     :param full_flops: of an input in the full network, see `dynabert.baselines.method.SEQ_LEN`.
+    :param times: of all points of the sweeps, by method: of an input of the validation rows, as a share of the full
+        network's, one by one and in batches of 32.
     :param tasks: of several runs, the comparison of each.
     """
 
@@ -80,13 +80,13 @@ class Comparison:
     training_flops: float
     standings: tuple[Standing, ...]
     sweeps: Mapping[str, Sweep]
-    times: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     teacher_flops: float = 0.0
     recipe: str = ""
     ours: str = OURS
     left_out: Mapping[str, str] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
     full_flops: int = 0
+    times: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     tasks: tuple["Comparison", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
