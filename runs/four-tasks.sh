@@ -7,7 +7,7 @@
 # SEEDS="42 43 44": runs/four/sst2-43 and so on beside it, from the teacher of the first seed.
 # RTE starts from the encoder fine-tuned on MNLI-part, in runs/four/mnli-start, as is usual for so few rows: without it
 # two of three teachers answer the commonest class.
-# Needs DYNABERT_DATA. An hour and a half on one core that has bf16. TREC took 27 minutes on a busy one without.
+# Needs DYNABERT_DATA. About an hour and three quarters on one core that has bf16. TREC took 27 minutes on a busy one without.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"

@@ -5,7 +5,7 @@
 # METHODS: docs/results/seed-S-compare-TASK.json and seed-S-cascade-compare-TASK.json. Those of all seeds are pooled in
 # seeds-compare.json and seeds-cascade-compare.json there. Goes on where it was interrupted.
 # SEEDS="43 44", TASKS="trec cola", METHODS=fastbert,deebert: fewer; RESULTS=DIR/PREFIX-: elsewhere.
-# Needs DYNABERT_DATA. On one core with bf16 an hour and a half a seed, and half an hour more for each other method.
+# Needs DYNABERT_DATA. Four to five hours a seed on one core with bf16, by the minutes in docs/LOG.md; not run in one go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"

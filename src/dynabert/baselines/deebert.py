@@ -4,13 +4,13 @@ Its first stage is ordinary fine-tuning, so it starts from the given teacher; th
 but the last, on the frozen network, by the sum of their cross-entropies.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dynabert.baselines.exiting import ExitMethod
-from dynabert.baselines.method import Spent
 from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -72,22 +72,8 @@ def new_ramps(
     return ramps
 
 
-def method_of(
-    elastic: ElasticModel,
-    ramps: nn.ModuleList,
-    *,
-    subnet: Subnet = Subnet(),
-    thresholds: tuple[float, ...] = THRESHOLDS,
-    spent: Spent,
-) -> ExitMethod:
-    """A network with trained ramps, as a method.
-
-    :param subnet: the size that has the ramps.
-    :param spent: on them.
-    """
-    return ExitMethod(
-        name=NAME, elastic=elastic, ramps=ramps, rule="entropy", thresholds=thresholds, subnet=subnet, spent=spent
-    )
+method_of = partial(ExitMethod, name=NAME, rule="entropy", thresholds=THRESHOLDS)
+"""A network with trained ramps, as a method: takes the other fields of `ExitMethod`."""
 
 
 def labels_loss(ramp: Tensor, top: Tensor, labels: Tensor | None, n_examples: float) -> Tensor:
@@ -138,4 +124,4 @@ def train(
         evaluate=evaluate,
         hooks=hooks,
     )
-    return method_of(teacher, ramps, subnet=subnet, thresholds=thresholds, spent=spent)
+    return method_of(elastic=teacher, ramps=ramps, subnet=subnet, thresholds=thresholds, spent=spent)

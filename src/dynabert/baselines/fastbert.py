@@ -4,6 +4,7 @@ Its first stage is ordinary fine-tuning, so it starts from the given teacher; th
 frozen network and needs no labels.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynabert.baselines.exiting import ExitMethod
-from dynabert.baselines.method import Spent
 from dynabert.baselines.ramps import Score, fit, made
 from dynabert.distill import Training
 from dynabert.elastic import ElasticModel
@@ -83,22 +83,8 @@ def new_ramps(elastic: ElasticModel, *, subnet: Subnet = Subnet(), seed: int) ->
     return made(elastic, subnet, StudentHead, seed=seed)
 
 
-def method_of(
-    elastic: ElasticModel,
-    ramps: nn.ModuleList,
-    *,
-    subnet: Subnet = Subnet(),
-    thresholds: tuple[float, ...] = SPEEDS,
-    spent: Spent,
-) -> ExitMethod:
-    """A network with trained student heads, as a method.
-
-    :param subnet: the size that has the heads.
-    :param spent: on them.
-    """
-    return ExitMethod(
-        name=NAME, elastic=elastic, ramps=ramps, rule="normalised", thresholds=thresholds, subnet=subnet, spent=spent
-    )
+method_of = partial(ExitMethod, name=NAME, rule="normalised", thresholds=SPEEDS)
+"""A network with trained student heads, as a method: takes the other fields of `ExitMethod`."""
 
 
 def teacher_loss(ramp: Tensor, top: Tensor, labels: Tensor | None, n_examples: float) -> Tensor:
@@ -145,4 +131,4 @@ def train(
         evaluate=evaluate,
         hooks=hooks,
     )
-    return method_of(teacher, ramps, subnet=subnet, thresholds=thresholds, spent=spent)
+    return method_of(elastic=teacher, ramps=ramps, subnet=subnet, thresholds=thresholds, spent=spent)

@@ -397,7 +397,7 @@ def _read(path: Path, elastic: ElasticModel, subnet: Subnet, ramps: str) -> Exit
         raise ModelFileError(
             f"{path} holds no sound ramps ({reason}); delete it, and they are trained again"
         ) from error
-    return RAMPS[ramps].method_of(elastic, modules, subnet=subnet, spent=spent)
+    return RAMPS[ramps].method_of(elastic=elastic, ramps=modules, subnet=subnet, spent=spent)
 
 
 def load_exits(run: str | Path, subnet: Subnet | str) -> EarlyExit:
