@@ -5,8 +5,8 @@
 # budgets by it, and a comparison at the whole budget takes the run itself for DynaBERT's training.
 # TASKS="sst2 mnli": others, ROWS=0: all rows of SST-2, MNLI and QNLI, RUNS=DIR: elsewhere, MODEL=NAME: another encoder.
 # SEEDS="42 43 44": runs/four/sst2-43 and so on beside it, from the teacher of the first seed.
-# RTE starts from the encoder fine-tuned on MNLI-part, in runs/four/mnli-start, as is usual for so few rows: without it
-# two of three teachers answer the commonest class.
+# RTE starts from the encoder fine-tuned on MNLI-part, in runs/four/mnli-start (MNLI_START=DIR: elsewhere, for several
+# RUNS to share), as is usual for so few rows: without it two of three teachers answer the commonest class.
 # Needs DYNABERT_DATA. About an hour and three quarters on one core that has bf16. TREC took 27 minutes on a busy one without.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,9 +23,9 @@ for task in "${tasks[@]}"; do
     # 2,490 rows: a teacher of three epochs at the usual rate stays at chance.
     own=(--teacher-epochs 6 --teacher-lr 1e-4 --batch-size 16 --warmup 0.1)
     # Of this run only the teacher counts; what is distilled is the least that there can be.
-    .venv/bin/dynabert train --model "$model" --task mnli --data "$DYNABERT_DATA" --out "${RUNS:-runs/four}/mnli-start" \
-      --recipe default --teacher-epochs 2 --teacher-lr 1e-4 --epochs 0.01 --lr 1e-4 --no-latency --seed "${seeds[0]}"
-    start=${RUNS:-runs/four}/mnli-start/teacher
+    start=${MNLI_START:-${RUNS:-runs/four}/mnli-start}/teacher
+    .venv/bin/dynabert train --model "$model" --task mnli --data "$DYNABERT_DATA" --out "${start%/teacher}" \
+      --recipe default --teacher-epochs 2 --teacher-lr 1e-4 --epochs 0.01 --lr 1e-4 --no-latency
   fi
   .venv/bin/dynabert train --model "$start" --task "$task" --data "$DYNABERT_DATA" --out "${RUNS:-runs/four}/$task" \
     --recipe default --teacher-epochs 3 --epochs 4 --lr 1e-4 --no-latency --seed "${seeds[0]}" "${own[@]}" "$@"

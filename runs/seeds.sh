@@ -23,7 +23,7 @@ compare() { # RUN OURS METHODS FILE [options]
 
 sizes=() cascades=()
 for seed in "${seeds[@]}"; do
-  SEEDS=$seed RUNS=runs/four-$seed TASKS="${tasks[*]}" runs/four-tasks.sh
+  SEEDS=$seed RUNS=runs/four-$seed MNLI_START=runs/mnli-start TASKS="${tasks[*]}" runs/four-tasks.sh
   for task in "${tasks[@]}"; do
     run=runs/four-$seed/$task
     sizes+=("${results}seed-$seed-compare-$task.json")

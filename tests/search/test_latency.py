@@ -224,8 +224,8 @@ def test_measuring_the_grid_says_how_far_others_can_be_predicted(
     model = LatencyModel.fit(load_sweep(run), load_result(run).described)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == model.describe() and f"off by {model.error:.1%} in the median" in last and "1 x 8 tokens" in last
-    for silent in (("--subnet", "w0.5-d1"), ("--no-latency",)):
-        assert call(monkeypatch, *arguments, *silent) == 0
+    for silent in ((*arguments, "--subnet", "w0.5-d1"), ("measure", run, "--no-latency")):
+        assert call(monkeypatch, *silent) == 0
         assert "can be predicted" not in capsys.readouterr().out
     assert call(monkeypatch, *arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["rows"]
