@@ -19,7 +19,8 @@ from small_studies import (
 from dynabert.errors import ModelFileError
 from dynabert.files import write_json
 from dynabert.report.data import collect
-from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN, Studies
+from dynabert.report.differences import gap_figure
+from dynabert.report.studies import ABLATED_FILE, COMPARED_FILE, OWN_METHOD, OWN_RUN, Studies, Trainings
 from dynabert.results import SWEEP_FILE, deployed_of
 from dynabert.studies.standings import CASCADE, OURS
 
@@ -85,28 +86,37 @@ def test_differences_of_a_comparison_are_read_with_their_p_values(run):
         run, beside(made_sweep()), (*STANDINGS, replace(standing("layerdrop", 0.25, None, None), **nothing))
     )
     compared = collect(run).studies.compared
-    assert [(gap.method, gap.share, gap.difference, gap.low, gap.high, gap.p_holm) for gap in compared.gaps] == [
+    assert [(row.method, row.share, *difference, row.p_holm) for row, difference in compared.paired] == [
         ("deebert", 0.5, 2.5, 1.5, 4.0, 0.01),
         ("layerdrop", 0.5, -0.5, -1.5, 1.0, 0.6),
         ("deebert", 0.25, 4.5, 3.5, 6.0, 0.02),
     ]
-    assert compared.unpaired == (("layerdrop", 0.25),)
-    assert str(compared.trainings) == "1.5 TFLOPs of training each, seeds 42, 43"
+    assert [(row.method, row.share) for row in compared.unpaired] == [("layerdrop", 0.25)]
+    assert str(Trainings.of(compared)) == "1.5 TFLOPs of training each, seeds 42, 43"
 
 
-def test_a_comparison_by_cascades_says_so_and_pairs_all_others(run):
+def test_a_comparison_is_read_as_it_was_written(run):
+    write_comparison(run, beside(made_sweep()))
+    compared = collect(run).studies.compared
+    assert json.loads(json.dumps(compared.to_dict())) == json.loads((run / COMPARED_FILE).read_text())
+
+
+def test_a_comparison_by_cascades_pairs_all_others(run):
     stood = (standing(OURS, 0.5, -1.0, 0.5), standing(CASCADE, 0.5, None, None), standing("deebert", 0.5, 2.5, 0.01))
     write_comparison(run, beside(made_sweep()), stood, ours=CASCADE)
     compared = collect(run).studies.compared
-    assert compared.by_cascades and compared.unpaired == ()
-    assert [gap.method for gap in compared.gaps] == [OWN_METHOD, "deebert"]
+    assert compared.ours == CASCADE and compared.unpaired == ()
+    assert [row.method for row, _ in compared.paired] == [OURS, "deebert"]
+    assert "cascades minus the method" in json.dumps(gap_figure(compared, (OWN_METHOD, "deebert")).spec)
 
 
 def test_what_methods_may_spend_in_the_teachers_stead_is_said(run):
     write_comparison(run, beside(made_sweep()))
     saved = json.loads((run / COMPARED_FILE).read_text())
     (run / COMPARED_FILE).write_text(json.dumps({**saved, "teacher_flops": 2.5e11}))
-    assert "each (and the teacher's 0.25 where it is not used), seeds" in str(collect(run).studies.compared.trainings)
+    assert "each (and the teacher's 0.25 where it is not used), seeds" in str(
+        Trainings.of(collect(run).studies.compared)
+    )
 
 
 @pytest.mark.parametrize(("field", "value"), [("task", "sst2"), ("metric", "f1"), ("n_rows", 39)])
@@ -132,7 +142,7 @@ GOOD_ROW |= {"p_holm": 0.5, "metric": 80, "lr": None}
 GOOD = {"seeds": [42], "training_flops": 1, "rows": [GOOD_ROW]}
 STOOD = {"method": "deebert", "share": 0.5, "point": "s0.1", "metric": 80, "flops": 0.5, "p_holm": 0.5}
 STOOD |= {"difference": [1, 0.5, 2.0], "time": [0.5, 0.4], "n_steps": 9}
-COMPARED = {**GOOD, "sweeps": {}, "rows": [STOOD]}
+COMPARED = {**GOOD, "task": "small", "metric": "accuracy", "full": 90, "sweeps": {}, "rows": [STOOD]}
 
 
 def test_the_files_that_damage_is_done_to_below_are_sound(run):
@@ -140,7 +150,7 @@ def test_the_files_that_damage_is_done_to_below_are_sound(run):
     for file, saved in ((COMPARED_FILE, COMPARED), (ABLATED_FILE, GOOD)):
         (run / file).write_text(json.dumps(saved))
     studies = collect(run).studies
-    assert len(studies.compared.gaps) == len(studies.ablated.effects) == 1
+    assert len(studies.compared.paired) == len(studies.ablated.effects) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ SWEEPS = {OURS: made_sweep()}
 def comparison(difference: Difference | None, *, seed: int = 42, task: str = "trec", **changed: object) -> Comparison:
     """FastBERT beside DynaBERT's 90.0, in hundredths; None: it has no point so cheap."""
     ours = Standing(OURS, SHARE, "w1-d0.5", 90.0, 0.5, None, None, (0.5, 0.5), 1e-4, 9)
-    its = replace(ours, method="fastbert", point="s0.1", difference=difference)
+    its = replace(ours, method="fastbert", point="s0.1", difference=difference, p_holm=0.5)
     its = replace(
         its, **({"point": NO_POINT, "metric": None} if difference is None else {"metric": 90 - difference[0]})
     )
@@ -179,8 +179,15 @@ def test_no_files_and_other_files_are_refused(tmp_path: Path) -> None:
         pooled([])
     with pytest.raises(ModelFileError, match=r"none\.json"):
         pooled([tmp_path / "none.json"])
-    usual = comparison(Difference(2.0, 1.0, 3.0)).to_dict()
-    for text in ("{", "[]", "{}", json.dumps(usual), json.dumps({**usual, "rows": [{}]})):
+    usual = {**comparison(Difference(2.0, 1.0, 3.0)).to_dict(), "made": {"budget": 1.0, "limit": None}}
+    (tmp_path / "sound.json").write_text(json.dumps(usual))
+    assert pooled([tmp_path / "sound.json"])
+    for text in (
+        "{",
+        "[]",
+        "{}",
+        *(json.dumps({**usual, **it}) for it in ({"made": None}, {"rows": [{}]}, {"rates": []})),
+    ):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ModelFileError, match=r"other\.json"):
             pooled([tmp_path / "other.json"])

@@ -18,6 +18,7 @@ from dynabert.report.studies import (
     EXITS_FILE,
     OWN_METHOD,
     Studies,
+    beside,
     read_ablated,
     read_compared,
     read_coverage,
@@ -72,7 +73,7 @@ class Contents:
         if self.own is None:
             return {}
         compared = self.studies.compared
-        return {OWN_METHOD: self.own} if compared is None else compared.beside(self.own)
+        return {OWN_METHOD: self.own} if compared is None else beside(self.own, compared)
 
 
 def collect(

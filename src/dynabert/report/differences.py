@@ -20,9 +20,11 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.studies import Ablated, Compared, Gap, Trainings
+from dynabert.report.studies import Ablated, Trainings, shown
 from dynabert.report.tables import Table
+from dynabert.statistics import Difference
 from dynabert.studies.ablate import BASE, MEAN, Effect
+from dynabert.studies.standings import CASCADE, Comparison, Standing
 from dynabert.studies.tuning import covering, rate_text
 
 SURE = 0.05
@@ -89,34 +91,45 @@ class _Chart:
         )
 
 
-def _numbers(row: Gap | Effect) -> tuple[str, str, str]:
-    return f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}", f"{row.p_holm:.3f}"
+def _numbers(difference: Difference, p_holm: float | None) -> tuple[str, str, str]:
+    mean, low, high = difference
+    return f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", "" if p_holm is None else f"{p_holm:.3f}"
 
 
-def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
+def _standing_cells(row: Standing) -> tuple[str, ...]:
+    """What a method has, and what it costs."""
+    metric = "" if row.metric is None else f"{row.metric:.2f}"
+    costs = ("" if cost is None else f"{cost:.0%}" for cost in (row.flops, *(row.time or ())))
+    return shown(row.method), f"{row.share:.0%}", row.point, metric, *costs
+
+
+def gap_figure(compared: Comparison, methods: Sequence[str]) -> Figure | None:
     """DynaBERT minus every method; None where nothing was paired.
 
     :param methods: all that have a colour, in their order.
     """
-    if not compared.gaps:
+    if not compared.paired:
         return None
-    data = tables.table({**vars(row), "where": f"{row.share:.0%}"} for row in compared.gaps)
-    ours = "DynaBERT in cascades" if compared.by_cascades else "DynaBERT"
+    rows = [row for row, _ in compared.paired]
+    data = tables.table(
+        {
+            **{"method": shown(row.method), "point": row.point, "where": f"{row.share:.0%}", "p_holm": row.p_holm},
+            **{"difference": difference.mean, "low": difference.low, "high": difference.high},
+        }
+        for row, difference in compared.paired
+    )
+    ours = "DynaBERT in cascades" if compared.ours == CASCADE else "DynaBERT"
     chart = _Chart("gaps", "method", "method", methods, f"{ours} minus the method, points", ("method", "point"))
     lines = tuple(
         (
-            *(row.method, f"{row.share:.0%}", row.point, f"{row.metric:.2f}", f"{row.flops:.0%}"),
-            *(
-                f"{row.alone:.0%}",
-                f"{row.together:.0%}",
-                rate_text(row.lr, at_edge=row.at_edge),
-                f"{row.n_steps:,}",
-                *_numbers(row),
-            ),
+            *_standing_cells(row),
+            *(rate_text(row.lr, at_edge=row.at_edge), f"{row.n_steps:,}"),
+            *_numbers(difference, row.p_holm),
         )
-        for row in compared.gaps
+        for row, difference in compared.paired
     )
-    missing = ", ".join(f"{method} at {share:.0%}" for method, share in compared.unpaired)
+    missing = ", ".join(f"{row.method} at {row.share:.0%}" for row in compared.unpaired)
+    trainings = Trainings.of(compared)
     left_out = "; ".join(f"{method}, for {why}" for method, why in compared.left_out.items())
     spent = ("FLOPs spent", "time, one by one", "time, by 32", "learning rate", "steps")
     headers = ("method", "FLOPs at most", "point", "metric", *spent, f"{ours} minus it", "95 % interval")
@@ -127,11 +140,11 @@ def gap_figure(compared: Compared, methods: Sequence[str]) -> Figure | None:
         caption=f"How much better {ours} is, in points of the main metric, where both may cost at most this share of "
         "the full network's FLOPs; right of the line DynaBERT is ahead. Points are chosen on the select rows; what "
         "they spend on the validation rows, and the time of an input in the full network's, stand in the numbers. "
-        f"{compared.trainings}. {_how_read(compared.trainings)}"
+        f"{trainings}. {_how_read(trainings)}"
         + (f" Nothing to compare: {missing}." if missing else "")
         + (f" Left out: {left_out}." if left_out else "")
-        + ramped(dict.fromkeys(row.method for row in compared.gaps))
-        + _edge(compared.gaps),
+        + ramped(dict.fromkeys(row.method for row in rows))
+        + _edge(rows),
         spec=spec_of(chart.of(data)),
         data={"gaps": data, "zero": {"x": [0]}},
         controls=unless_one("FLOPs at most", tuple(Option(where, {"where": where}) for where in places)),
@@ -145,7 +158,7 @@ def _named(effect: Effect) -> str:
     return f"{effect.factor}: {effect.variant}{beside}"
 
 
-def _edge(rows: Sequence[Gap] | Sequence[Effect]) -> str:
+def _edge(rows: Sequence[Standing] | Sequence[Effect]) -> str:
     """What the star of a rate means, where there is one."""
     return " *: the lowest or highest rate that was tried." if any(row.at_edge for row in rows) else ""
 
@@ -161,7 +174,11 @@ def ablation_figure(ablated: Ablated) -> Figure | None:
     places = tuple(dict.fromkeys(data["where"]))
     names = {where: "mean over the grid" if where == MEAN else where for where in places}
     lines = tuple(
-        (row.factor, row.variant, row.against, names[row.where], *_numbers(row), rate_text(row.lr, at_edge=row.at_edge))
+        (
+            *(row.factor, row.variant, row.against, names[row.where]),
+            *_numbers(Difference(row.difference, row.low, row.high), row.p_holm),
+            rate_text(row.lr, at_edge=row.at_edge),
+        )
         for row in effects
     )
     headers = ("factor", "variant", "minus", "size", "difference", "95 % interval", "p (Holm)", "learning rate")

@@ -23,8 +23,9 @@ from dynabert.report.figure import (
     spec_of,
     unless_one,
 )
-from dynabert.report.studies import OWN_RUN, Compared, Trainings
+from dynabert.report.studies import OWN_RUN, Trainings, shown
 from dynabert.report.tables import Table
+from dynabert.studies.standings import Comparison
 from dynabert.sweep import COSTS, CostName, Sweep
 
 COST_TITLES: dict[str, str] = {
@@ -38,16 +39,16 @@ COST_TITLES: dict[str, str] = {
 }
 
 
-def front_figure(sweeps: dict[str, Sweep], compared: Compared | None = None) -> Figure:
+def front_figure(sweeps: dict[str, Sweep], compared: Comparison | None = None) -> Figure:
     """The main metric against a cost, a line along each method's front.
 
     :param compared: the comparison that the sweeps of other methods are from.
     """
     untimed = [name for name, sweep in sweeps.items() if any(row.cost.latency_ms is None for row in sweep.rows)]
-    times = None if compared is None else compared.times
+    times = None if compared is None else {shown(method): taken for method, taken in compared.times.items()}
     absent = f" No latency was measured of {', '.join(untimed)}" if 0 < len(untimed) < len(sweeps) else ""
     absent += ", but the time of validation rows." if absent and times else "." if absent else ""
-    told = f"{absent}{_of(sweeps, None if compared is None else compared.trainings)}"
+    told = f"{absent}{_of(sweeps, None if compared is None else Trainings.of(compared))}"
     return _fronts("front", "Quality against cost", told, sweeps, COSTS, times)
 
 

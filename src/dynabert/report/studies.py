@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynabert.baselines import deebert
-from dynabert.report.reading import Entry
+from dynabert.entries import Entry
 from dynabert.results import SWEEP_FILE
 from dynabert.search import store
 from dynabert.search.result import Standing
@@ -22,7 +22,7 @@ from dynabert.studies.patterns import (
     SubnetCoverage,
 )
 from dynabert.studies.size_exit import ExitPoint, SizeExit
-from dynabert.studies.standings import CASCADE, OURS
+from dynabert.studies.standings import OURS, Comparison
 from dynabert.studies.study import STUDIES
 from dynabert.subnet import Subnet
 from dynabert.sweep import Sweep
@@ -48,77 +48,17 @@ class Trainings:
     teacher_flops: float = 0.0
     recipe: str = ""
 
+    @classmethod
+    def of(cls, compared: Comparison) -> "Trainings":
+        """Those of a comparison."""
+        return cls(compared.seeds, compared.training_flops, compared.teacher_flops, compared.recipe)
+
     def __str__(self) -> str:
         numbers = ", ".join(map(str, self.seeds))
         teacher = f" (and the teacher's {self.teacher_flops / 1e12:.3g} where it is not used)"
         spent = f"{self.flops / 1e12:.3g} TFLOPs of training each{teacher if self.teacher_flops else ''}"
         recipe = f", recipe {self.recipe}" if self.recipe else ""
         return f"{spent}{recipe}, seed{'s' if len(self.seeds) > 1 else ''} {numbers}"
-
-
-@dataclass(frozen=True)
-class Gap:
-    """DynaBERT minus another method, in points of the main metric, with its interval.
-
-    :param share: of the full network's FLOPs, which both may cost at most.
-    :param metric: of the method, in points.
-    :param flops: of it, as a share of the full network's.
-    :param p_holm: two-sided p value, corrected for all differences of the study.
-    :param n_steps: of its training.
-    :param alone: time of an input, one by one, as a share of the full network's.
-    :param together: likewise, in batches of 32.
-    :param lr: learning rate that was chosen; None where tasks differ in it, or the file does not say.
-    :param at_edge: it is the lowest or highest that was tried.
-    """
-
-    method: str
-    share: float
-    point: str
-    metric: float
-    flops: float
-    difference: float
-    low: float
-    high: float
-    p_holm: float
-    n_steps: int
-    alone: float
-    together: float
-    lr: float | None = None
-    at_edge: bool = False
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A comparison.
-
-    :param sweeps: of the first seed, by method; DynaBERT's own is the one that took part.
-    :param gaps: of each method and share at which it has a point.
-    :param unpaired: methods and shares at which there is nothing to compare.
-    :param by_cascades: the gaps are those of DynaBERT's cascades, not of its sizes.
-    :param left_out: methods that could not do the task, and why.
-    :param times: of an input at each point of a method, by the method's name in `beside`: as a share of the full
-        network's, one by one and in batches of 32.
-    """
-
-    sweeps: dict[str, Sweep]
-    gaps: tuple[Gap, ...]
-    unpaired: tuple[tuple[str, float], ...]
-    trainings: Trainings
-    by_cascades: bool = False
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    times: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
-
-    def beside(self, own: Sweep) -> dict[str, Sweep]:
-        """The sweeps that stand in one figure, DynaBERT first.
-
-        The run's own is among them by another name, unless it is what took part; it has latencies then.
-        """
-        compared = next((sweep for name, sweep in self.sweeps.items() if _is_ours(name)), own)
-        others = {name: sweep for name, sweep in self.sweeps.items() if not _is_ours(name)}
-        measured = _metrics(own)
-        if all(measured.get(size) == metric for size, metric in _metrics(compared).items()):  # it may have more sizes
-            return {OWN_METHOD: own, **others}
-        return {OWN_METHOD: compared, OWN_RUN: own, **others}
 
 
 @dataclass(frozen=True)
@@ -157,7 +97,7 @@ class Studies:
     :param searches: those that were finished, by the names of their files, which are those of their budgets.
     """
 
-    compared: Compared | None = None
+    compared: Comparison | None = None
     ablated: Ablated | None = None
     exits: SizeExit | None = None
     cascades: SizeExit | None = None
@@ -165,50 +105,40 @@ class Studies:
     searches: Mapping[str, Searched] = field(default_factory=dict)
 
 
-def _is_ours(method: str) -> bool:
-    return method.lower() == OWN_METHOD.lower()
+def shown(method: str) -> str:
+    """What a method of a comparison is called."""
+    return OWN_METHOD if method == OURS else method
+
+
+def beside(own: Sweep, compared: Comparison) -> dict[str, Sweep]:
+    """The sweeps that stand in one figure, DynaBERT first.
+
+    The run's own is among them by another name, unless it is what took part; it has latencies then.
+    """
+    took_part = compared.sweeps.get(OURS, own)
+    others = {name: sweep for name, sweep in compared.sweeps.items() if name != OURS}
+    measured = _metrics(own)
+    if all(measured.get(size) == metric for size, metric in _metrics(took_part).items()):  # it may have more sizes
+        return {OWN_METHOD: own, **others}
+    return {OWN_METHOD: took_part, OWN_RUN: own, **others}
 
 
 def _metrics(sweep: Sweep) -> dict[str, float]:
     return {row.subnet: row.metric for row in sweep.rows}
 
 
-def read_compared(out: Path, own: Sweep) -> Compared:
+def read_compared(out: Path, own: Sweep) -> Comparison:
     """What ``dynabert compare`` wrote.
 
     :param own: the sweep of the run: all must be of the same rows to stand in one figure.
     :raises ModelFileError: a damaged file, or one of other rows.
     """
     saved = Entry.of(out / COMPARED_FILE, "compare again")
-    found = saved.table("sweeps")
-    sweeps = {name: Sweep.from_dict(value, what=f"{found.what}: {name}") for name, value in found.values.items()}
-    for method, sweep in sweeps.items():
+    compared = Comparison.read(saved)
+    for method, sweep in compared.sweeps.items():
         for name in ("task", "metric", "n_rows"):
             _same_as_own(saved, name, getattr(sweep.context, name), own, of=f"{method} has ")
-    gaps, unpaired = [], []
-    for row in saved.rows("rows"):
-        method, share = row.get("method", str), row.get("share", float)
-        if row.values.get("difference") is not None:
-            gaps.append(_gap(row, OWN_METHOD if _is_ours(method) else method, share))
-        elif method != saved.values.get("ours", OURS):
-            unpaired.append((method, share))
-    by_cascades = saved.values.get("ours") == CASCADE
-    missing = saved.table("left_out") if saved.values.get("left_out") else None
-    left_out = {} if missing is None else {name: missing.get(name, str) for name in missing.values}
-    return Compared(sweeps, tuple(gaps), tuple(unpaired), _trainings(saved), by_cascades, left_out, _times(saved))
-
-
-def _times(saved: Entry) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of all points, by method; empty in files of before they were written."""
-    if not saved.values.get("times"):
-        return {}
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    by_method = saved.table("times")
-    for method in by_method.values:
-        points = by_method.table(method)
-        pairs = {point: points.all(point, float, 2) for point in points.values}
-        found[OWN_METHOD if _is_ours(method) else method] = {name: (one, many) for name, (one, many) in pairs.items()}
-    return found
+    return compared
 
 
 def _same_as_own(saved: Entry, name: str, there: object, own: Sweep, *, of: str = "") -> None:
@@ -218,35 +148,15 @@ def _same_as_own(saved: Entry, name: str, there: object, own: Sweep, *, of: str 
         raise saved.wrong(f"{of}{name} {there}, {SWEEP_FILE} has {here}")
 
 
-def _gap(row: Entry, method: str, share: float) -> Gap:
-    mean, low, high = row.all("difference", float, 3)
-    alone, together = row.all("time", float, 2)
-    metric, flops, p_holm = row.each(float, "metric", "flops", "p_holm")
-    return Gap(
-        method=method,
-        share=share,
-        point=row.get("point", str),
-        metric=metric,
-        flops=flops,
-        difference=mean,
-        low=low,
-        high=high,
-        p_holm=p_holm,
-        n_steps=row.get("n_steps", int),
-        alone=alone,
-        together=together,
-        lr=row.optional("lr", float),
-        at_edge=row.get("at_edge", bool, False),
-    )
-
-
 def read_ablated(out: Path) -> Ablated:
     """What ``dynabert ablate`` wrote.
 
     :raises ModelFileError: a damaged file.
     """
     saved = Entry.of(out / ABLATED_FILE, "ablate again")
-    return Ablated(tuple(map(_effect, saved.rows("rows"))), _trainings(saved))
+    flops, recipe = saved.get("training_flops", float, 0.0), saved.get("recipe", str, "")
+    trainings = Trainings(saved.some("seeds", int), flops, recipe=recipe)
+    return Ablated(tuple(map(_effect, saved.rows("rows"))), trainings)
 
 
 def _effect(row: Entry) -> Effect:
@@ -267,14 +177,6 @@ def _effect(row: Entry) -> Effect:
     )
 
 
-def _trainings(saved: Entry) -> Trainings:
-    seeds = saved.all("seeds", int)
-    if not seeds:
-        raise saved.wrong("it names no seeds")
-    flops, teacher_flops = (saved.get(name, float, 0.0) for name in ("training_flops", "teacher_flops"))
-    return Trainings(seeds, flops, teacher_flops, saved.get("recipe", str, ""))
-
-
 def read_exits(out: Path, own: Sweep, file: str) -> SizeExit:
     """What ``dynabert exits`` wrote.
 
@@ -286,7 +188,7 @@ def read_exits(out: Path, own: Sweep, file: str) -> SizeExit:
     saved = Entry.of(out / file, f"run `dynabert exits {out}{how}` again")
     missed = saved.listed("unreached")
     pairs = [missed.listed(place, 2) for place in missed.values]
-    files = saved.table("files") if saved.values.get("files") else None
+    files = saved.table_or_none("files")
     return SizeExit(
         **_task_of(saved, own),
         full=saved.get("full", float),
@@ -384,7 +286,8 @@ def read_search(path: Path, own: Sweep) -> Searched | None:
     result = saved.table("result")
     limit, seconds = result.each(float, "limit", "seconds")
     standings, n_tried = tuple(map(_standing, result.rows("standings"))), result.get("n_tried", int)
-    timed = [] if result.values.get("latency") is None else result.table("latency").rows("sizes")
+    latency = result.table_or_none("latency")
+    timed = [] if latency is None else latency.rows("sizes")
     measured_ms = {row.get("how", str): row.get("measured_ms", float) for row in timed}
     return Searched(_task_of(result, own)["metric"], limit, standings, n_tried, seconds, measured_ms)
 
@@ -392,6 +295,6 @@ def read_search(path: Path, own: Sweep) -> Searched | None:
 def _standing(row: Entry) -> Standing:
     how, subnet = row.each(str, "how", "subnet")
     cost, share, loss, select, validation = row.each(float, "cost", "share", "loss", "select", "validation")
-    found = None if row.values.get("gain") is None else row.table("gain")
+    found = row.table_or_none("gain")
     gain = None if found is None else Difference(*found.each(float, *Difference._fields))
     return Standing(how, subnet, cost, share, loss, select, validation, gain)

@@ -56,7 +56,7 @@ TIMES = ("time_alone", "time_together")
 def fronts(sweeps: dict[str, Sweep], times: Mapping[str, Mapping[str, tuple[float, float]]] | None = None) -> Table:
     """Every measured row of every method, with its costs, and for each cost whether it is on its method's front.
 
-    :param times: those of a comparison, see `dynabert.report.studies.Compared`; None where `TIMES` are not wanted.
+    :param times: those of a comparison, by what methods are called; None where `TIMES` are not wanted.
     """
     rows: list[dict[str, Any]] = []
     for method, sweep in sweeps.items():

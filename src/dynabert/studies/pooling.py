@@ -11,8 +11,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from dynabert.errors import ModelFileError, SettingError
-from dynabert.files import read_json
+from dynabert.entries import Entry
+from dynabert.errors import SettingError
 from dynabert.statistics import Resampled
 from dynabert.studies.standings import Comparison, Standing, Stood, mean_standing, mean_standings, over_tasks
 from dynabert.studies.tuning import N_RESAMPLES, counted
@@ -90,22 +90,21 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
 
 
 def _read(file: Path) -> _Seed:
-    """A file, without its sweeps.
+    """A file.
 
     :raises ModelFileError: something else.
-    :raises SettingError: of several seeds or tasks.
+    :raises SettingError: of several seeds or tasks, or of before comparisons said which rates they had.
     """
-    saved = read_json(file)
-    try:
-        n_seeds, is_mean = len(saved["seeds"]), not saved["sweeps"]
-        found = Comparison.from_dict(saved)
-        if not is_mean and n_seeds == 1:
-            made = saved["made"]
-            return _Seed(file, found, made.get("validation"), made["budget"], made["limit"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{file} is no compare.json ({error}); give what dynabert compare wrote") from error
-    what = "a mean over tasks or seeds" if is_mean else f"of {n_seeds} seeds"
-    raise SettingError(f"{file} is {what}; give the compare.json of each run, with one seed")
+    saved = Entry.of(file, "give what dynabert compare wrote")
+    found = Comparison.read(saved)
+    if not found.sweeps or len(found.seeds) > 1:
+        what = f"of {len(found.seeds)} seeds" if found.sweeps else "a mean over tasks or seeds"
+        raise SettingError(f"{file} is {what}; give the compare.json of each run, with one seed")
+    if not found.rates:
+        raise saved.wrong("it does not say which learning rates there were")
+    made = saved.table("made")
+    rows, limit = made.optional("validation", str), made.optional("limit", int)
+    return _Seed(file, found, rows, made.get("budget", float), limit)
 
 
 def _common(read: Sequence[_Seed]) -> list[_Seed]:
@@ -199,4 +198,6 @@ def _of_task(seeds: Sequence[Comparison], stood: list[Stood]) -> Comparison:
         training_flops=float(np.mean([one.training_flops for one in seeds])),
         teacher_flops=float(np.mean([one.teacher_flops for one in seeds])),
         standings=mean_standings([stood]),
+        sweeps={},
+        times={},
     )

@@ -1,12 +1,13 @@
 """What a comparison found: every method at every cost, the table of them, and means over tasks and seeds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from dynabert.baselines import METHODS, ramped
+from dynabert.entries import Entry
 from dynabert.statistics import Difference, Resampled, averaged, holm, mean_difference, p_value
 from dynabert.studies.tuning import counted, covering, rate_text
 from dynabert.sweep import Sweep, plain_text
@@ -47,11 +48,27 @@ class Standing:
     at_edge: bool = False
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> "Standing":
-        """What `dataclasses.asdict` made of one, through JSON."""
-        difference, time = saved["difference"], saved["time"]
-        exact = {"difference": difference and Difference(*difference), "time": time and tuple(time)}
-        return cls(**{**saved, **exact})
+    def read(cls, row: Entry) -> "Standing":
+        """What `dataclasses.asdict` made of one, through JSON.
+
+        :raises ModelFileError: something else, or a difference without what it is of.
+        """
+        paired = row.values.get("difference") is not None
+        number: Callable[[str, type[float]], float | None] = row.get if paired else row.optional
+        timed = paired or row.values.get("time") is not None
+        return cls(
+            method=row.get("method", str),
+            share=row.get("share", float),
+            point=row.get("point", str),
+            metric=number("metric", float),
+            flops=number("flops", float),
+            difference=Difference(*row.all("difference", float, 3)) if paired else None,
+            p_holm=number("p_holm", float),
+            time=_pair(row, "time") if timed else None,
+            lr=row.optional("lr", float),
+            n_steps=row.get("n_steps", int),
+            at_edge=row.get("at_edge", bool, False),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,15 +114,44 @@ class Comparison:
         return {**fields, "rows": rows, "sweeps": {name: sweep.to_dict() for name, sweep in self.sweeps.items()}}
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> "Comparison":
-        """What `to_dict` gave, without the sweeps and times.
+    def read(cls, saved: Entry) -> "Comparison":
+        """What `to_dict` gave, through JSON; what earlier versions did not write has its default.
 
-        :raises KeyError, TypeError, AttributeError: something else.
+        :raises ModelFileError: something else, or one that names no seeds.
         """
-        known = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
-        rows = tuple(Standing.from_dict(row) for row in saved["rows"])
-        lists = {"seeds": tuple(saved["seeds"]), "rates": tuple(saved["rates"])}
-        return cls(**{**known, **lists, "standings": rows, "sweeps": {}, "times": {}, "tasks": ()})
+        sweeps, task, metric = saved.table("sweeps"), *saved.each(str, "task", "metric")
+        left_out, times = saved.table_or_none("left_out"), saved.table_or_none("times")
+        by_method = {} if times is None else {method: times.table(method) for method in times.values}
+        return cls(
+            task=task,
+            metric=metric,
+            full=saved.get("full", float),
+            seeds=saved.some("seeds", int),
+            training_flops=saved.get("training_flops", float),
+            standings=tuple(map(Standing.read, saved.rows("rows"))),
+            sweeps={
+                name: Sweep.from_dict(value, what=f"{sweeps.what}: {name}") for name, value in sweeps.values.items()
+            },
+            teacher_flops=saved.get("teacher_flops", float, 0.0),
+            recipe=saved.get("recipe", str, ""),
+            ours=saved.get("ours", str, OURS),
+            left_out={} if left_out is None else {name: left_out.get(name, str) for name in left_out.values},
+            rates=saved.all("rates", float) if "rates" in saved.values else (),
+            full_flops=saved.get("full_flops", int, 0),
+            times={
+                method: {point: _pair(points, point) for point in points.values} for method, points in by_method.items()
+            },
+        )
+
+    @property
+    def paired(self) -> tuple[tuple[Standing, Difference], ...]:
+        """The other methods where they have a point so cheap, with their differences."""
+        return tuple((row, row.difference) for row in self.standings if row.difference is not None)
+
+    @property
+    def unpaired(self) -> tuple[Standing, ...]:
+        """The other methods where they have none."""
+        return tuple(row for row in self.standings if row.difference is None and row.method != self.ours)
 
     def table(self) -> str:
         """The standings as lines of plain text."""
@@ -153,6 +199,12 @@ class Comparison:
 
     def _methods(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.method for row in self.standings))
+
+
+def _pair(entry: Entry, name: str) -> tuple[float, float]:
+    """Of each of the two: one by one, and in batches of 32."""
+    alone, together = entry.all(name, float, 2)
+    return alone, together
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Strict reading of the JSON files that studies leave in a run folder.
+"""Strict reading of the JSON files that studies and searches leave in a run folder. No torch.
 
 What is not as it was written is one line: the file, the place in it, the value, and what to run again.
 """
@@ -76,6 +76,10 @@ class Entry:
             raise self.wrong(f"{name} {reprlib.repr(value)} is not a table")
         return Entry(value, f"{self.what}: {name}", self.again)
 
+    def table_or_none(self, name: str) -> "Entry | None":
+        """Likewise; None where it is null, or not there."""
+        return None if self.values.get(name) is None else self.table(name)
+
     def listed(self, name: str, n: int | None = None) -> "Entry":
         """A list in it.
 
@@ -95,3 +99,10 @@ class Entry:
         """A list in it, whose values are of one type."""
         found = self.listed(name, n)
         return found.each(kind, *found.values)
+
+    def some(self, name: str, kind: type[Kind]) -> tuple[Kind, ...]:
+        """Likewise; an empty one is an error."""
+        found = self.all(name, kind)
+        if not found:
+            raise self.wrong(f"{name} is an empty list")
+        return found
