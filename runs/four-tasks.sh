@@ -25,7 +25,7 @@ for task in "${tasks[@]}"; do
     # Of this run only the teacher counts; what is distilled is the least that there can be.
     start=${MNLI_START:-${RUNS:-runs/four}/mnli-start}/teacher
     .venv/bin/dynabert train --model "$model" --task mnli --data "$DYNABERT_DATA" --out "${start%/teacher}" \
-      --recipe default --teacher-epochs 2 --teacher-lr 1e-4 --epochs 0.01 --lr 1e-4 --no-latency
+      --recipe default --widths 1 --depths 1 --teacher-epochs 2 --teacher-lr 1e-4 --epochs 0.01 --lr 1e-4 --no-latency
   fi
   .venv/bin/dynabert train --model "$start" --task "$task" --data "$DYNABERT_DATA" --out "${RUNS:-runs/four}/$task" \
     --recipe default --teacher-epochs 3 --epochs 4 --lr 1e-4 --no-latency --seed "${seeds[0]}" "${own[@]}" "$@"
