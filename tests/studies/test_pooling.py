@@ -16,7 +16,7 @@ from dynabert.studies.pooling import pooled
 from dynabert.studies.standings import NO_POINT, OURS, Comparison, Standing
 
 SHARE = 0.5
-SWEEPS = {OURS: made_sweep()}
+SWEEPS = {OURS: made_sweep(), "fastbert": made_sweep(("s0.1",)), "deebert": made_sweep(("s0.5",))}
 
 
 def comparison(difference: Difference | None, *, seed: int = 42, task: str = "trec", **changed: object) -> Comparison:
@@ -132,6 +132,7 @@ def test_methods_that_not_every_file_has_are_left_out(tmp_path: Path) -> None:
     found = pooled(written(tmp_path, one, replace(one, task="sst2", standings=more)))
     assert [row.method for row in found.standings] == [OURS, "fastbert"]
     assert found.left_out == {"deebert": "it is not in every file"}
+    assert all(set(task.sweeps) == {OURS, "fastbert"} for task in found.tasks)
     assert "Left out: deebert, for it is not in every file" in " ".join(found.table().split())
 
 
@@ -199,9 +200,13 @@ def test_the_script_prints_and_writes_it(
     gap, result = Difference(2.0, 1.0, 3.0), tmp_path / "pooled.json"
     files = [str(file) for file in written(tmp_path, comparison(gap), comparison(gap, task="sst2"))]
     script = str(Path(__file__).parents[2] / "runs" / "pool.py")
-    monkeypatch.setattr("sys.argv", [script, *files, "--json", str(result)])
+    pytest.importorskip("vl_convert", reason="figures: install dynabert[report]")
+    plot = tmp_path / "pooled.svg"
+    monkeypatch.setattr("sys.argv", [script, *files, "--json", str(result), "--plot", str(plot)])
     runpy.run_path(script, run_name="__main__")
     assert "trec, sst2: accuracy" in capsys.readouterr().out
+    drawn = plot.read_text()
+    assert all(f">{text}<" in drawn for text in ("trec", "sst2", "dynabert", "fastbert")) and ">deebert<" not in drawn
     saved = json.loads(result.read_text())
     assert [task["task"] for task in saved["tasks"]] == ["trec", "sst2"]
     assert saved["made_from"] == ["0.json", "1.json"]

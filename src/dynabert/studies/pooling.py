@@ -62,7 +62,7 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
     Methods that not every file has are left out, which `Comparison.left_out` says.
 
     :param files: ``compare.json`` of one run each, with one seed: of a task as many as it has seeds.
-    :return: `Comparison.tasks` has that of each task; without sweeps.
+    :return: `Comparison.tasks` has that of each task, with the sweeps of its first seed.
     :raises ModelFileError: a file that is not such a comparison.
     :raises SettingError: no files, one of several seeds or tasks, a seed that a task has twice, comparisons of
         different rates, recipes, budgets, networks or rows, or no method that all have.
@@ -123,6 +123,8 @@ def _common(read: Sequence[_Seed]) -> list[_Seed]:
             found=replace(
                 one.found,
                 standings=tuple(row for row in one.found.standings if row.method in common),
+                sweeps={method: sweep for method, sweep in one.found.sweeps.items() if method in common},
+                times={method: times for method, times in one.found.times.items() if method in common},
                 left_out={**one.found.left_out, **left_out},
             ),
         )
@@ -198,6 +200,4 @@ def _of_task(seeds: Sequence[Comparison], stood: list[Stood]) -> Comparison:
         training_flops=float(np.mean([one.training_flops for one in seeds])),
         teacher_flops=float(np.mean([one.teacher_flops for one in seeds])),
         standings=mean_standings([stood]),
-        sweeps={},
-        times={},
     )
