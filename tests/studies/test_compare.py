@@ -147,7 +147,11 @@ def test_what_is_written_has_a_sweep_of_every_method(run: Path) -> None:
 def test_the_figure_has_every_point_of_every_method_and_a_panel_for_each_task(run: Path) -> None:
     pytest.importorskip("altair", reason="figures: install dynabert[report]")
     result = compare(run, **SETTINGS)
-    both = replace(result, tasks=(result, replace(result, task="another", full=2 * result.full)), sweeps={})
+    twice = {
+        name: replace(sweep, context=replace(sweep.context, reference=2 * sweep.context.reference))
+        for name, sweep in result.sweeps.items()
+    }
+    both = replace(result, tasks=(result, replace(result, task="another", sweeps=twice)), sweeps={})
     alone, several = (figure(drawn).to_dict() for drawn in (result, both))
     assert [panel["title"].split(",")[0] for panel in several["concat"]] == [result.task, "another"]
     titles = [chart["title"]["text"] for chart in (alone, several)]
@@ -169,14 +173,16 @@ def test_the_figure_has_every_point_of_every_method_and_a_panel_for_each_task(ru
     assert chosen == {(row.method, row.point) for row in result.standings if row.metric is not None}
     teacher, lines, _, marks = panel["layer"]
     assert marks["transform"] == [{"filter": "datum.chosen"}]
-    assert alone["datasets"][teacher["data"]["name"]] == [{"full": result.full}]
+    (line,) = alone["datasets"][teacher["data"]["name"]]
+    assert line["full"] == pytest.approx(100 * result.sweeps[OURS].context.reference), "that of the seed that is drawn"
     assert lines["transform"] == [{"filter": "datum.front"}]
     low, high = lines["encoding"]["y"]["scale"]["domain"]
     n_below = sum(p["metric"] < low for p in points)
-    assert panel["title"] == result.task + (f", {n_below} points below" if n_below else "")
+    below = {0: "", 1: ", 1 point below"}.get(n_below, f", {n_below} points below")
+    assert panel["title"] == result.task + below
     own = [p["metric"] for p in points if p["method"] == OURS]
-    assert low < min(own) <= max(*own, result.full) < high
-    assert several["concat"][1]["layer"][1]["encoding"]["y"]["scale"]["domain"][1] > 2 * result.full, "a panel its own"
+    assert low < min(own) <= max(*own, line["full"]) < high
+    assert several["concat"][1]["layer"][1]["encoding"]["y"]["scale"]["domain"][1] > 2 * line["full"], "a panel its own"
 
 
 def test_every_method_has_a_look_of_its_own() -> None:

@@ -63,7 +63,8 @@ def _panel(task: Comparison) -> "altair.LayerChart | altair.FacetChart":
     methods = [name for name in LOOKS if name in task.sweeps]
     colours, shapes = zip(*(LOOKS[name] for name in methods), strict=True)
     costs = [float(point["flops"]) for point in points]
-    best = max(task.full, *(float(point["metric"]) for point in points))
+    full = 100 * task.sweeps[methods[0]].context.reference  # of the same seed
+    best = max(full, *(float(point["metric"]) for point in points))
     worst = min(float(point["metric"]) for point in points if point["method"] in OWN)
     lowest = worst - _ROOM * (best - worst)
     n_below = sum(float(point["metric"]) < lowest for point in points)
@@ -84,7 +85,7 @@ def _panel(task: Comparison) -> "altair.LayerChart | altair.FacetChart":
     shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=methods, range=shapes))
     tooltip = [alt.Tooltip("method:N"), alt.Tooltip("point:N")]
     tooltip += [alt.Tooltip(f"{name}:Q", format=".1f") for name in ("flops", "metric")]
-    teacher = alt.Chart(alt.InlineData(values=[{"full": task.full}])).mark_rule(strokeDash=[4, 4], color="#777777")
+    teacher = alt.Chart(alt.InlineData(values=[{"full": full}])).mark_rule(strokeDash=[4, 4], color="#777777")
     chosen = base.transform_filter("datum.chosen").mark_point(clip=True, size=170, strokeWidth=2)
     layers = [
         teacher.encode(y="full:Q"),
@@ -92,7 +93,7 @@ def _panel(task: Comparison) -> "altair.LayerChart | altair.FacetChart":
         base.mark_point(clip=True, filled=True, size=40, opacity=0.8).encode(shape=shape, tooltip=tooltip),
         chosen.encode(shape=shape, tooltip=tooltip),
     ]
-    below = f", {n_below} points below" if n_below else ""
+    below = f", {n_below} point{'s' if n_below > 1 else ''} below" if n_below else ""
     data = alt.InlineData(values=points)
     return alt.layer(*layers, data=data).properties(width=330, height=260, title=f"{task.task}{below}")
 
