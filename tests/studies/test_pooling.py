@@ -23,9 +23,10 @@ def comparison(difference: Difference | None, *, seed: int = 42, task: str = "tr
     """FastBERT beside DynaBERT's 90.0, in hundredths; None: it has no point so cheap."""
     ours = Standing(OURS, SHARE, "w1-d0.5", 90.0, 0.5, None, None, (0.5, 0.5), 1e-4, 9)
     its = replace(ours, method="fastbert", point="s0.1", difference=difference, p_holm=0.5)
-    its = replace(
-        its, **({"point": NO_POINT, "metric": None} if difference is None else {"metric": 90 - difference[0]})
-    )
+    if difference is None:
+        its = replace(its, point=NO_POINT, metric=None, flops=None, time=None, p_holm=None)
+    else:
+        its = replace(its, metric=90 - difference.mean)
     usual = Comparison(task, "accuracy", 91.0, (seed,), 1e12, (ours, its), SWEEPS, 5e11, rates=(1e-4,), full_flops=100)
     return replace(usual, **changed)
 
@@ -187,7 +188,10 @@ def test_no_files_and_other_files_are_refused(tmp_path: Path) -> None:
         "{",
         "[]",
         "{}",
-        *(json.dumps({**usual, **it}) for it in ({"made": None}, {"rows": [{}]}, {"rates": []})),
+        *(
+            json.dumps({**usual, **it})
+            for it in ({"made": None}, {"made": {"budget": 1.0}}, {"rows": [{}]}, {"rates": []}, {"full_flops": 0})
+        ),
     ):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ModelFileError, match=r"other\.json"):
@@ -200,13 +204,9 @@ def test_the_script_prints_and_writes_it(
     gap, result = Difference(2.0, 1.0, 3.0), tmp_path / "pooled.json"
     files = [str(file) for file in written(tmp_path, comparison(gap), comparison(gap, task="sst2"))]
     script = str(Path(__file__).parents[2] / "runs" / "pool.py")
-    pytest.importorskip("vl_convert", reason="figures: install dynabert[report]")
-    plot = tmp_path / "pooled.svg"
-    monkeypatch.setattr("sys.argv", [script, *files, "--json", str(result), "--plot", str(plot)])
+    monkeypatch.setattr("sys.argv", [script, *files, "--json", str(result)])
     runpy.run_path(script, run_name="__main__")
     assert "trec, sst2: accuracy" in capsys.readouterr().out
-    drawn = plot.read_text()
-    assert all(f">{text}<" in drawn for text in ("trec", "sst2", "dynabert", "fastbert")) and ">deebert<" not in drawn
     saved = json.loads(result.read_text())
     assert [task["task"] for task in saved["tasks"]] == ["trec", "sst2"]
     assert saved["made_from"] == ["0.json", "1.json"]
@@ -214,3 +214,19 @@ def test_the_script_prints_and_writes_it(
     with pytest.raises(SystemExit):
         runpy.run_path(script, run_name="__main__")
     assert "pooled.json is a mean over tasks or seeds" in capsys.readouterr().err
+
+
+def test_the_script_draws_the_first_seed_of_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vl_convert", reason="figures: install dynabert[report]")
+    gap, plot = Difference(2.0, 1.0, 3.0), tmp_path / "pooled.svg"
+    seeds = (comparison(gap, seed=44), comparison(gap, seed=43), comparison(gap, task="sst2"))
+    files = [str(file) for file in written(tmp_path, *seeds)]
+    script = str(Path(__file__).parents[2] / "runs" / "pool.py")
+    monkeypatch.setattr("sys.argv", [script, *files, "--plot", str(plot)])
+    runpy.run_path(script, run_name="__main__")
+    drawn = plot.read_text()
+    said = ("trec, seed 43", "sst2 (1 seed), seed 42", OURS, "fastbert")
+    assert all(f">{text}" in drawn for text in said) and ">deebert<" not in drawn
+    monkeypatch.setattr("sys.argv", [script, *files, "--plot", str(tmp_path / "pooled.txt")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")

@@ -96,13 +96,6 @@ def _numbers(difference: Difference, p_holm: float | None) -> tuple[str, str, st
     return f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", "" if p_holm is None else f"{p_holm:.3f}"
 
 
-def _standing_cells(row: Standing) -> tuple[str, ...]:
-    """What a method has, and what it costs."""
-    metric = "" if row.metric is None else f"{row.metric:.2f}"
-    costs = ("" if cost is None else f"{cost:.0%}" for cost in (row.flops, *(row.time or ())))
-    return shown(row.method), f"{row.share:.0%}", row.point, metric, *costs
-
-
 def gap_figure(compared: Comparison, methods: Sequence[str]) -> Figure | None:
     """DynaBERT minus every method; None where nothing was paired.
 
@@ -113,8 +106,13 @@ def gap_figure(compared: Comparison, methods: Sequence[str]) -> Figure | None:
     rows = [row for row, _ in compared.paired]
     data = tables.table(
         {
-            **{"method": shown(row.method), "point": row.point, "where": f"{row.share:.0%}", "p_holm": row.p_holm},
-            **{"difference": difference.mean, "low": difference.low, "high": difference.high},
+            "method": shown(row.method),
+            "point": row.point,
+            "where": f"{row.share:.0%}",
+            "difference": difference.mean,
+            "low": difference.low,
+            "high": difference.high,
+            "p_holm": row.p_holm,
         }
         for row, difference in compared.paired
     )
@@ -122,13 +120,13 @@ def gap_figure(compared: Comparison, methods: Sequence[str]) -> Figure | None:
     chart = _Chart("gaps", "method", "method", methods, f"{ours} minus the method, points", ("method", "point"))
     lines = tuple(
         (
-            *_standing_cells(row),
+            *(shown(row.method), f"{row.share:.0%}", row.point, *row.told),
             *(rate_text(row.lr, at_edge=row.at_edge), f"{row.n_steps:,}"),
             *_numbers(difference, row.p_holm),
         )
         for row, difference in compared.paired
     )
-    missing = ", ".join(f"{row.method} at {row.share:.0%}" for row in compared.unpaired)
+    missing = ", ".join(f"{shown(row.method)} at {row.share:.0%}" for row in compared.unpaired)
     trainings = Trainings.of(compared)
     left_out = "; ".join(f"{method}, for {why}" for method, why in compared.left_out.items())
     spent = ("FLOPs spent", "time, one by one", "time, by 32", "learning rate", "steps")

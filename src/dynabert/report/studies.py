@@ -135,6 +135,7 @@ def read_compared(out: Path, own: Sweep) -> Comparison:
     """
     saved = Entry.of(out / COMPARED_FILE, "compare again")
     compared = Comparison.read(saved)
+    _task_of(saved, own)
     for method, sweep in compared.sweeps.items():
         for name in ("task", "metric", "n_rows"):
             _same_as_own(saved, name, getattr(sweep.context, name), own, of=f"{method} has ")

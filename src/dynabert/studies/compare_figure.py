@@ -44,19 +44,22 @@ def figure(comparison: Comparison) -> "altair.ConcatChart":
     import altair as alt
 
     tasks = comparison.tasks or (comparison,)
-    seed = f"seed {comparison.seeds[0]}, " if len(comparison.seeds) > 1 else ""
+    drawn = {task.seeds[0] for task in tasks}
+    seed = f"seed {comparison.seeds[0]}, " if len(comparison.seeds) > 1 and len(drawn) == 1 else ""
     title = f"{seed}{comparison.training_flops / 1e12:.3g} TFLOPs of training each"
     own = [name for name in LOOKS if name in tasks[0].sweeps and name in METHODS and METHODS[name].from_encoder]
     if own and comparison.teacher_flops:
         title += f" ({', '.join(own)}: {comparison.teacher_flops / 1e12:.3g} more, those of the teacher)"
     title += ", in the mean of the tasks" if len(tasks) > 1 else ""
-    return alt.concat(*map(_panel, tasks), columns=2).properties(
-        title=alt.TitleParams(title, subtitle=list(_HOW), anchor="start")
-    )
+    panels = [_panel(task, f", seed {task.seeds[0]}" if len(drawn) > 1 else "") for task in tasks]
+    return alt.concat(*panels, columns=2).properties(title=alt.TitleParams(title, subtitle=list(_HOW), anchor="start"))
 
 
-def _panel(task: Comparison) -> "altair.LayerChart | altair.FacetChart":
-    """One task."""
+def _panel(task: Comparison, seed: str) -> "altair.LayerChart | altair.FacetChart":
+    """One task.
+
+    :param seed: what its title says of the one that is drawn.
+    """
     import altair as alt
 
     points = [point for method in task.sweeps for point in _points(task, method)]
@@ -95,7 +98,7 @@ def _panel(task: Comparison) -> "altair.LayerChart | altair.FacetChart":
     ]
     below = f", {n_below} point{'s' if n_below > 1 else ''} below" if n_below else ""
     data = alt.InlineData(values=points)
-    return alt.layer(*layers, data=data).properties(width=330, height=260, title=f"{task.task}{below}")
+    return alt.layer(*layers, data=data).properties(width=330, height=260, title=f"{task.task}{seed}{below}")
 
 
 def _points(task: Comparison, method: str) -> list[Point]:

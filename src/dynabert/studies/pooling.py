@@ -92,17 +92,22 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
 def _read(file: Path) -> _Seed:
     """A file.
 
-    :raises ModelFileError: something else.
-    :raises SettingError: of several seeds or tasks, or of before comparisons said which rates they had.
+    :raises ModelFileError: something else, or of before comparisons said all that is needed.
+    :raises SettingError: of several seeds or tasks.
     """
-    saved = Entry.of(file, "give what dynabert compare wrote")
+    saved = Entry.of(file, "compare again")
     found = Comparison.read(saved)
     if not found.sweeps or len(found.seeds) > 1:
         what = f"of {len(found.seeds)} seeds" if found.sweeps else "a mean over tasks or seeds"
         raise SettingError(f"{file} is {what}; give the compare.json of each run, with one seed")
-    if not found.rates:
-        raise saved.wrong("it does not say which learning rates there were")
     made = saved.table("made")
+    for what, is_said in (
+        ("learning rates", bool(found.rates)),
+        ("FLOPs of the full network", found.full_flops > 0),
+        ("limit of training rows", "limit" in made.values),
+    ):
+        if not is_said:
+            raise saved.wrong(f"it does not say the {what}")
     rows, limit = made.optional("validation", str), made.optional("limit", int)
     return _Seed(file, found, rows, made.get("budget", float), limit)
 

@@ -1,6 +1,6 @@
 """What a comparison found: every method at every cost, the table of them, and means over tasks and seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -51,24 +51,31 @@ class Standing:
     def read(cls, row: Entry) -> "Standing":
         """What `dataclasses.asdict` made of one, through JSON.
 
-        :raises ModelFileError: something else, or a difference without what it is of.
+        :raises ModelFileError: something else, or a point or a difference that is not whole.
         """
-        paired = row.values.get("difference") is not None
-        number: Callable[[str, type[float]], float | None] = row.get if paired else row.optional
-        timed = paired or row.values.get("time") is not None
+        method, point = row.each(str, "method", "point")
+        has_point, is_paired = point != NO_POINT, row.values.get("difference") is not None
         return cls(
-            method=row.get("method", str),
+            method=method,
             share=row.get("share", float),
-            point=row.get("point", str),
-            metric=number("metric", float),
-            flops=number("flops", float),
-            difference=Difference(*row.all("difference", float, 3)) if paired else None,
-            p_holm=number("p_holm", float),
-            time=_pair(row, "time") if timed else None,
+            point=point,
+            metric=row.get("metric", float) if has_point else None,
+            flops=row.get("flops", float) if has_point else None,
+            difference=Difference(*row.all("difference", float, 3)) if is_paired else None,
+            p_holm=row.get("p_holm", float) if is_paired else None,
+            time=_pair(row, "time") if has_point else None,
             lr=row.optional("lr", float),
             n_steps=row.get("n_steps", int),
             at_edge=row.get("at_edge", bool, False),
         )
+
+    @property
+    def told(self) -> tuple[str, str, str, str]:
+        """Metric, FLOPs and the two times as tables have them; empty where there is no point."""
+        if self.metric is None or self.flops is None or self.time is None:
+            return ("", "", "", "")
+        alone, together = self.time
+        return f"{self.metric:.2f}", f"{self.flops:.0%}", f"{alone:.0%}", f"{together:.0%}"
 
 
 @dataclass(frozen=True)
@@ -115,13 +122,14 @@ class Comparison:
 
     @classmethod
     def read(cls, saved: Entry) -> "Comparison":
-        """What `to_dict` gave, through JSON; what earlier versions did not write has its default.
+        """What `to_dict` gave, through JSON; what earlier versions did not write has its default, and so has `tasks`.
 
         :raises ModelFileError: something else, or one that names no seeds.
         """
-        sweeps, task, metric = saved.table("sweeps"), *saved.each(str, "task", "metric")
+        task, metric = saved.each(str, "task", "metric")
+        by_method = saved.table("sweeps")
         left_out, times = saved.table_or_none("left_out"), saved.table_or_none("times")
-        by_method = {} if times is None else {method: times.table(method) for method in times.values}
+        timed = {} if times is None else {method: times.table(method) for method in times.values}
         return cls(
             task=task,
             metric=metric,
@@ -130,7 +138,8 @@ class Comparison:
             training_flops=saved.get("training_flops", float),
             standings=tuple(map(Standing.read, saved.rows("rows"))),
             sweeps={
-                name: Sweep.from_dict(value, what=f"{sweeps.what}: {name}") for name, value in sweeps.values.items()
+                method: Sweep.from_dict(sweep, what=f"{by_method.what}: {method}")
+                for method, sweep in by_method.values.items()
             },
             teacher_flops=saved.get("teacher_flops", float, 0.0),
             recipe=saved.get("recipe", str, ""),
@@ -138,19 +147,17 @@ class Comparison:
             left_out={} if left_out is None else {name: left_out.get(name, str) for name in left_out.values},
             rates=saved.all("rates", float) if "rates" in saved.values else (),
             full_flops=saved.get("full_flops", int, 0),
-            times={
-                method: {point: _pair(points, point) for point in points.values} for method, points in by_method.items()
-            },
+            times={method: {point: _pair(found, point) for point in found.values} for method, found in timed.items()},
         )
 
     @property
     def paired(self) -> tuple[tuple[Standing, Difference], ...]:
-        """The other methods where they have a point so cheap, with their differences."""
+        """Those with a difference, and it."""
         return tuple((row, row.difference) for row in self.standings if row.difference is not None)
 
     @property
     def unpaired(self) -> tuple[Standing, ...]:
-        """The other methods where they have none."""
+        """The other methods where there is none, for want of a point so cheap of theirs or of `ours`."""
         return tuple(row for row in self.standings if row.difference is None and row.method != self.ours)
 
     def table(self) -> str:
@@ -217,11 +224,11 @@ class Stood:
 
 def _cells(row: Standing) -> tuple[str, ...]:
     """Point, metric, FLOPs, difference, p and times of a row."""
-    if row.metric is None or row.flops is None or row.time is None:
+    if row.point == NO_POINT:
         return ("", "", "", row.point, "", "", "")
     better = "" if row.difference is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.difference)
-    p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
-    return (_brief(row.point), f"{row.metric:.2f}", f"{row.flops:.0%}", better, p, *(f"{t:.0%}" for t in row.time))
+    metric, flops, *times = row.told
+    return (_brief(row.point), metric, flops, better, "" if row.p_holm is None else f"{row.p_holm:.3f}", *times)
 
 
 def _brief(point: str) -> str:
