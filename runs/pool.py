@@ -24,12 +24,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="compare.json of one task and seed each")
     parser.add_argument("--json", type=Path, help="write the mean, and each task, to this file")
+    parser.add_argument("--same-rows", action="store_true", help="trust that files of one task are of the same rows")
     parser.add_argument("--plot", type=Path, help="draw all points of the first seed of each task: FILE.svg or .png")
     args = parser.parse_args()
     try:
         if args.plot is not None:
             check_figure(args.plot)
-        result = pooled(args.files)
+        result = pooled(args.files, same_rows=args.same_rows)
         if args.json is not None:
             tasks = [_without_points(task) for task in result.tasks]
             made_from = [file.name for file in args.files]

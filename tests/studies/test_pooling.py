@@ -146,6 +146,15 @@ def test_tasks_of_one_name_are_told_apart_by_their_rows(tmp_path: Path) -> None:
     unknown = written(tmp_path / "c", comparison(Difference(4.0, 3.0, 5.0), task="files"))
     with pytest.raises(SettingError, match=r"c/0\.json does not say which rows it is of, .*a/0\.json does"):
         pooled([*left, *unknown])
+    with pytest.raises(SettingError, match="same_rows"):
+        pooled([*left, *right, *unknown], same_rows=True)
+    second = written(tmp_path / "e", comparison(Difference(4.0, 3.0, 5.0), task="files", seed=43))
+    found = pooled([*left, *second], same_rows=True)
+    assert (found.task, found.seeds) == ("files", (42, 43)), "one task with two seeds"
+    fewer = {name: replace(sweep, context=replace(sweep.context, n_rows=39)) for name, sweep in SWEEPS.items()}
+    third = written(tmp_path / "f", comparison(Difference(4.0, 3.0, 5.0), task="files", seed=44, sweeps=fewer))
+    with pytest.raises(SettingError, match="same_rows"):
+        pooled([*left, *third], same_rows=True)
     other = written(tmp_path / "d", comparison(Difference(4.0, 3.0, 5.0), task="trec"))
     assert pooled([*left, *other]).task == "files, trec", "of tasks with two names rows are never the same"
 

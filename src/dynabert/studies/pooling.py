@@ -41,6 +41,11 @@ class _Seed:
         return self.found.seeds[0]
 
     @property
+    def n_rows(self) -> int:
+        """How many validation rows."""
+        return next(iter(self.found.sweeps.values())).context.n_rows
+
+    @property
     def asked(self) -> dict[str, object]:
         """What all tasks and seeds have in common, by how messages call it."""
         asked: dict[str, object] = {name: getattr(self.found, name) for name in ("ours", "recipe", "rates")}
@@ -52,7 +57,7 @@ class _Seed:
         return {row.method for row in self.found.standings}
 
 
-def pooled(files: Sequence[str | Path]) -> Comparison:
+def pooled(files: Sequence[str | Path], *, same_rows: bool = False) -> Comparison:
     """One comparison of all seeds, in the mean of the tasks.
 
     The chance of training is that among the seeds, by Student's t; where a task has one seed it is unknown, and the
@@ -62,6 +67,8 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
     Methods that not every file has are left out, which `Comparison.left_out` says.
 
     :param files: ``compare.json`` of one run each, with one seed: of a task as many as it has seeds.
+    :param same_rows: files of before they said which rows they are of are taken to be of those of their task, where
+        the other files know one such set alone and as many rows.
     :return: `Comparison.tasks` has that of each task, with the sweeps of its first seed.
     :raises ModelFileError: a file that is not such a comparison.
     :raises SettingError: no files, one of several seeds or tasks, a seed that a task has twice, comparisons of
@@ -70,6 +77,8 @@ def pooled(files: Sequence[str | Path]) -> Comparison:
     if not files:
         raise SettingError("no files given; give the compare.json of one run at least")
     read = _common([_read(Path(file)) for file in files])
+    if same_rows:
+        read = _with_rows(read)
     by_task: dict[tuple[str, str | None], list[_Seed]] = {}
     for one in read:
         seeds = by_task.setdefault((one.found.task, one.rows), [])
@@ -137,6 +146,16 @@ def _common(read: Sequence[_Seed]) -> list[_Seed]:
     ]
 
 
+def _with_rows(read: Sequence[_Seed]) -> list[_Seed]:
+    """The files, those that do not say which rows they are of with those of the others of their task."""
+    known: dict[tuple[str, int], set[str]] = {}
+    for one in read:
+        if one.rows is not None:
+            known.setdefault((one.found.task, one.n_rows), set()).add(one.rows)
+    guessed = {place: next(iter(rows)) for place, rows in known.items() if len(rows) == 1}
+    return [replace(one, rows=one.rows or guessed.get((one.found.task, one.n_rows))) for one in read]
+
+
 def _check(one: _Seed, first: _Seed, before: Sequence[_Seed]) -> None:
     """Refuse what cannot be pooled with what was read before.
 
@@ -166,7 +185,9 @@ def _check_rows(one: _Seed, first: _Seed) -> None:
     """Refuse two of one task of which only one says which rows it is of: they may be others."""
     if (one.rows is None) != (first.rows is None):
         unknown, known = (one, first) if one.rows is None else (first, one)
-        raise SettingError(f"{unknown.file} does not say which rows it is of, {known.file} does; compare anew")
+        raise SettingError(
+            f"{unknown.file} does not say which rows it is of, {known.file} does; compare anew, or pool with same_rows"
+        )
 
 
 def _stood(seeds: Sequence[Comparison], *, draw: int) -> list[Stood]:
