@@ -1,7 +1,7 @@
 """Comparisons of one seed each, pooled: `dynabert.studies.pooling`.
 
-    python runs/pool.py docs/results/all-compare-{sst2,cola,rte,trec}.json docs/results/seed-4[34]-compare-*.json \
-        --json docs/results/seeds-compare.json
+    python runs/pool.py docs/results/all-compare-{sst2,cola,rte,trec}.json \
+        docs/results/seed-4[34]-compare-{cola,rte,trec}.json --json docs/results/seeds-compare.json
 
 For seeds that were trained on machines that share no folder. On one machine `dynabert compare --seeds 3` does it.
 """
