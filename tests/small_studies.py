@@ -73,7 +73,8 @@ def write_comparison(
     shares = {name: 1 - place / 10 for sweep in sweeps.values() for place, name in enumerate(_points(sweep))}
     times = {method: {name: (shares[name], shares[name] / 2) for name in _points(sweeps[method])} for method in sweeps}
     settings = {"ours": ours, "left_out": left_out, "rates": (1e-3, 3e-3), "times": times}
-    found = Comparison("small", "accuracy", 90.0, (42, 43), 1.5e12, standings, sweeps, **settings)
+    context = sweeps[OURS].context
+    found = Comparison(context.task, context.metric, 90.0, (42, 43), 1.5e12, standings, sweeps, **settings)
     _write(run / STUDIES / COMPARED, found.to_dict())
 
 
