@@ -7,12 +7,12 @@
 # that RTE starts from is fine-tuned on MNLI-part once, in runs/mnli-start (MNLI_START=DIR), for all seeds, so that the
 # chance of that is in no interval. Goes on where it was interrupted.
 # SEEDS="43 44", TASKS="trec cola", METHODS=fastbert,deebert: fewer; RESULTS=DIR/PREFIX-: elsewhere.
-# Needs DYNABERT_DATA. Four to five hours a seed on one core with bf16, by the minutes in docs/LOG.md; not run in one go.
+# Needs DYNABERT_DATA. Three to six hours a seed on one core with bf16, by the minutes in docs/LOG.md; not run in one go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra tasks <<< "${TASKS:-sst2 cola rte trec}"
 read -ra seeds <<< "${SEEDS:-42 43 44}"
-methods=${METHODS:-fastbert,deebert,alone}
+methods=${METHODS:-fastbert,deebert,alone,layerdrop}
 results=${RESULTS:-docs/results/}
 mkdir -p "$(dirname "${results}x")"
 

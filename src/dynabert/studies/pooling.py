@@ -186,7 +186,8 @@ def _check_rows(one: _Seed, first: _Seed) -> None:
     if (one.rows is None) != (first.rows is None):
         unknown, known = (one, first) if one.rows is None else (first, one)
         raise SettingError(
-            f"{unknown.file} does not say which rows it is of, {known.file} does; compare anew, or pool with same_rows"
+            f"{unknown.file} does not say which rows it is of, {known.file} does; "
+            "compare anew, or pool with same_rows (--same-rows)"
         )
 
 
